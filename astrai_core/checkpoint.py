@@ -1,0 +1,141 @@
+"""A checkpoint is a model folder, servable as it is, with the trainer's state beside the weights.
+
+    config.json  model.safetensors  [tokenizer.json ...]  [trainer/{state.safetensors,state.json}]
+
+A folder is written under a temporary name, synced and renamed, so that a folder with its final
+name is always whole; `last` is a link that moves afterwards. Nothing is pickled.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from astrai_core.atomic_folder import replace_folder
+from astrai_core.model.auto import AutoModel, parse_config, read_config_json, write_model
+from astrai_core.model.config import ModelConfig, read_json
+from astrai_core.model.transformer import Transformer
+from astrai_core.model.weights import read_tensors, write_tensors
+from astrai_core.tokenizer import AutoTokenizer
+
+_TRAINER = "trainer"
+
+
+@dataclass(kw_only=True)
+class Checkpoint:
+    """The content of one checkpoint folder."""
+
+    model_state: dict[str, Tensor]
+    """Weights, under the names of `Transformer.state_dict()`."""
+    config: dict[str, object]
+    """Content of `config.json`."""
+    tokenizer: AutoTokenizer | None = None
+    """Saved beside the weights, so that the folder can be served."""
+    trainer_state: dict[str, object] | None = None
+    """Nested dicts, lists and tuples of tensors, numbers, strings, booleans and None."""
+
+    @classmethod
+    def of_model(
+        cls,
+        model: Transformer,
+        tokenizer: AutoTokenizer | None = None,
+        trainer_state: dict[str, object] | None = None,
+    ) -> "Checkpoint":
+        """Collect a model's own tensors (not copied) and its configuration."""
+        return cls(
+            model_state=model.state_dict(),
+            config=model.origin or model.config.to_dict(),
+            tokenizer=tokenizer,
+            trainer_state=trainer_state,
+        )
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The architecture that `config` describes."""
+        return parse_config(self.config, Path("checkpoint"))[0]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the folder at once or not at all; an older one of that name is replaced.
+
+        Raises:
+            OSError: the disk is full or not writable; nothing of the attempt remains.
+        """
+        with replace_folder(Path(folder)) as temporary:
+            write_model(temporary, self.config, self.model_state)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(temporary)
+            if self.trainer_state is not None:
+                (temporary / _TRAINER).mkdir()
+                save_state(temporary / _TRAINER, self.trainer_state)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Checkpoint":
+        """Read a checkpoint or plain model folder.
+
+        Raises:
+            ValueError: something is missing, truncated or unknown; the message says what.
+        """
+        folder = Path(folder)
+        model = AutoModel.from_pretrained(folder)
+        trainer = folder / _TRAINER
+        return cls(
+            model_state=model.state_dict(),
+            config=read_config_json(folder),
+            tokenizer=(
+                AutoTokenizer.from_pretrained(folder)
+                if (folder / "tokenizer.json").is_file()
+                else None
+            ),
+            trainer_state=load_state(trainer) if trainer.is_dir() else None,
+        )
+
+
+def save_state(folder: Path, state: dict[str, object]) -> None:
+    """Write nested state as `state.safetensors` and `state.json`.
+
+    Raises:
+        TypeError: a value is of a kind that cannot be restored; the message says where it stands.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _encode(state, "state", tensors)
+    write_tensors(folder / "state.safetensors", tensors)
+    (folder / "state.json").write_text(json.dumps(tree), encoding="utf-8")
+
+
+def load_state(folder: Path) -> dict[str, object]:
+    """Read what `save_state` wrote; tensors are copies that own their memory."""
+    tensors = {name: t.clone() for name, t in read_tensors(folder / "state.safetensors")}
+    state = _decode(read_json(folder / "state.json"), tensors)
+    assert isinstance(state, dict)
+    return state
+
+
+def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> object:
+    if isinstance(value, Tensor):
+        # a clone: safetensors refuses tensors that share memory
+        tensors[path] = value.detach().clone(memory_format=torch.contiguous_format)
+        return {"tensor": path}
+    if isinstance(value, dict):
+        # pairs, because keys may be integers, which JSON would turn into strings
+        return {"dict": [[k, _encode(v, f"{path}/{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_encode(v, f"{path}/{n}", tensors) for n, v in enumerate(value)]}
+    if value is None or type(value) in (bool, int, float, str):
+        return {"value": value}
+    raise TypeError(f"{path} is a {type(value).__name__}, which a checkpoint cannot hold")
+
+
+def _decode(node: object, tensors: dict[str, Tensor]) -> object:
+    assert isinstance(node, dict)
+    ((kind, content),) = node.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _decode(child, tensors) for key, child in content}
+    if kind == "value":
+        return content
+    children = [_decode(child, tensors) for child in content]
+    return children if kind == "list" else tuple(children)

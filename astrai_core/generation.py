@@ -1,0 +1,114 @@
+"""What training and serving agree on when one asks the other for text: token ids in, token ids out.
+
+Nothing here knows text: stop strings travel through, and an engine with a tokenizer honours them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the next tokens of one task are chosen.
+
+    Raises:
+        ValueError: a value is out of its range; the message names the field.
+    """
+
+    max_tokens: int | None = None
+    """Most new tokens; None means up to the end of the context."""
+    min_tokens: int = 0
+    """Stop tokens cannot be chosen before so many new tokens."""
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of most likely tokens whose probability reaches this."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the most likely one."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens seen in prompt or output."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logit of each token of the output so far."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit once per occurrence in the output so far."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of these token ids."""
+    seed: int | None = None
+    """Makes the draws reproducible, whatever else is in the batch; None draws a fresh seed."""
+    stop: tuple[str, ...] = ()
+    """Text that ends the completion and is not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end the completion beside those of the model."""
+    ignore_eos: bool = False
+    """Go on past the model's own stop tokens."""
+    logprobs: int | None = None
+    """None: none; k: the log-probability of each chosen token and of the k most likely ones."""
+
+    def __post_init__(self) -> None:
+        self._require("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1")
+        self._require("min_tokens", self.min_tokens >= 0, "at least 0")
+        self._require("temperature", 0 <= self.temperature <= 100, "from 0 to 100")
+        self._require("top_k", self.top_k >= 0, "at least 0 (0 keeps all)")
+        self._require("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
+        self._require("min_p", 0 <= self.min_p <= 1, "from 0 to 1")
+        self._require("repetition_penalty", 0 < self.repetition_penalty <= 100, "above 0 (1: none)")
+        self._require("presence_penalty", -100 <= self.presence_penalty <= 100, "from -100 to 100")
+        self._require("frequency_penalty", -100 <= self.frequency_penalty <= 100, "-100 to 100")
+        self._require("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0")
+        self._require("stop", all(self.stop), "made of non-empty strings")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {rule}, not {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One finished answer to one prompt."""
+
+    token_ids: tuple[int, ...]
+    """New tokens, a stop token included."""
+    logprobs: tuple[float, ...]
+    """Natural log-probability of each token under the full softmax at temperature 1, before any
+    filter; the same length as `token_ids`."""
+    finish_reason: FinishReason
+    text: str = ""
+    """Decoded tokens without control tokens and stop string; empty without a tokenizer."""
+
+
+class GenerationEngine(ABC):
+    """Generates from the very tensors of a model; GRPO rolls out through one.
+
+    An abstract class and not a Protocol: jsonargparse takes no Protocol as a factory's return type.
+    """
+
+    @abstractmethod
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+    ) -> list[Completion]:
+        """Complete each prompt; one set of parameters for all, or one each."""
+
+    @abstractmethod
+    def update_weights(self) -> None:
+        """Tell that the weights changed: copies are refreshed and cached prefixes dropped."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the engine holds; nothing may be generated afterwards."""

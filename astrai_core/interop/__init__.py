@@ -1,0 +1,1 @@
+"""Other projects' formats, as plain dicts and names."""

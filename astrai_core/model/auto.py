@@ -1,0 +1,114 @@
+"""Models from and to folders, ours and those of the Hugging Face families that we know."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from astrai_core.atomic_folder import replace_folder
+from astrai_core.interop import huggingface
+from astrai_core.model.config import MODEL_TYPE, ModelConfig, read_json
+from astrai_core.model.transformer import Transformer
+from astrai_core.model.weights import (
+    WEIGHTS,
+    assign_weights,
+    read_tensors,
+    weight_files,
+    write_tensors,
+)
+
+_HEAD = "lm_head.weight"
+_EMBEDDING = "embed_tokens.weight"
+
+
+class AutoModel:
+    """Builds a `Transformer` from whatever describes one."""
+
+    @staticmethod
+    def from_config(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Transformer:
+        """Build with random weights."""
+        return Transformer(config).to(dtype)
+
+    @staticmethod
+    def from_pretrained(folder: str | Path, dtype: torch.dtype | None = None) -> Transformer:
+        """Load a model folder, in evaluation mode.
+
+        Args:
+            folder: holds `config.json` and safetensors; a folder of ours or of a known Hugging Face
+                family, which then stays of its family when it is saved.
+            dtype: type of the weights; None keeps the folder's.
+
+        Raises:
+            ValueError: a file or tensor is missing, truncated or unknown; the message says which.
+        """
+        folder = Path(folder)
+        origin = read_config_json(folder)
+        config, is_ours = parse_config(origin, folder)
+        with torch.device("meta"):
+            model = Transformer(config)
+        assign_weights(model, _read_state(folder, config), folder, dtype)
+        model.origin = None if is_ours else origin
+        return model.eval()
+
+    @staticmethod
+    def random(folder: str | Path, dtype: torch.dtype | None = None) -> Transformer:
+        """Build what a folder's `config.json` describes, with random weights, for measurements."""
+        config, _ = parse_config(read_config_json(Path(folder)), Path(folder))
+        return AutoModel.from_config(config, dtype or torch.float32).eval()
+
+    @staticmethod
+    def save_pretrained(model: Transformer, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`, at once or not at all."""
+        with replace_folder(Path(folder)) as temporary:
+            write_model(temporary, model.origin or model.config.to_dict(), model.state_dict())
+
+
+def read_config_json(folder: Path) -> dict[str, object]:
+    """Read a model folder's `config.json`.
+
+    Raises:
+        ValueError: the folder or the file does not exist; the message says what to pass instead.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; pass a model folder on this disk")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: it is not a model folder")
+    return read_json(folder / "config.json")
+
+
+def parse_config(content: dict[str, object], folder: Path) -> tuple[ModelConfig, bool]:
+    """Return the architecture that a `config.json` describes, and whether the format is ours."""
+    try:
+        if content.get("model_type", MODEL_TYPE) == MODEL_TYPE:
+            return ModelConfig.from_dict(content), True
+        return ModelConfig.from_dict(huggingface.to_fields(content)), False
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
+
+
+def write_model(folder: Path, config: dict[str, object], state: Mapping[str, Tensor]) -> None:
+    """Write `config.json` and the weights, given under our names, into an existing folder."""
+    named = {huggingface.to_disk_name(name): tensor for name, tensor in state.items()}
+    write_tensors(folder / WEIGHTS, named)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_state(folder: Path, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Yield our names and tensors; a tied head that the files hold must equal the embedding."""
+    tied: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        for disk_name, tensor in read_tensors(file):
+            name = huggingface.from_disk_name(disk_name)
+            if name is None:
+                continue
+            if config.tie_weight and name in (_HEAD, _EMBEDDING):
+                tied[name] = tensor
+            if not (config.tie_weight and name == _HEAD):
+                yield name, tensor
+    if _HEAD in tied and _EMBEDDING in tied and not torch.equal(tied[_HEAD], tied[_EMBEDDING]):
+        raise ValueError(
+            f"{folder}: config.json ties lm_head to the embedding, but the files hold two "
+            "different matrices; set tie_weight (tie_word_embeddings) to false"
+        )

@@ -1,0 +1,20 @@
+"""What a block does to each token alone."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from astrai_core.model.layers import Linear
+
+
+class MLP(nn.Module):
+    """SwiGLU (arXiv 2002.05202): `W_down (silu(W_gate x) * W_up x)`."""
+
+    def __init__(self, dim: int, dim_ffn: int):
+        super().__init__()
+        self.gate_proj = Linear(dim, dim_ffn)
+        self.up_proj = Linear(dim, dim_ffn)
+        self.down_proj = Linear(dim_ffn, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, dim) to (N, dim)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

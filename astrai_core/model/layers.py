@@ -1,0 +1,64 @@
+"""The three layers everything is made of, initialised as one small-variance normal."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INIT_STD = 0.02
+
+
+class Linear(nn.Module):
+    """`y = x W^T (+ b)`; weight (out, in)."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False):
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight; zero the bias."""
+        nn.init.normal_(self.weight, std=INIT_STD)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class Embedding(nn.Module):
+    """Rows of a (vocab, dim) matrix."""
+
+    def __init__(self, vocab_size: int, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the matrix."""
+        nn.init.normal_(self.weight, std=INIT_STD)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map ids (...) to (..., dim)."""
+        return F.embedding(ids, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension (arXiv 1910.07467)."""
+
+    def __init__(self, dim: int, norm_eps: float):
+        super().__init__()
+        self.norm_eps = norm_eps
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as a pure normalisation."""
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (..., dim)."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.norm_eps)

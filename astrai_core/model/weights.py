@@ -1,0 +1,100 @@
+"""Weights in a folder: safetensors, whole or in shards. Nothing is unpickled.
+
+A tensor that is missing, left over or of another shape is an error by name; a model never keeps a
+random weight where the folder had none.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder.
+
+    Raises:
+        ValueError: there are none, or a shard of the index is missing.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        shards = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
+        for shard in shards:
+            if Path(shard).name != shard:
+                raise ValueError(f"{folder / INDEX} names {shard!r}, which is not in the folder")
+            if not (folder / shard).is_file():
+                raise ValueError(f"{folder} lacks the shard {shard} that {INDEX} names")
+        return [folder / shard for shard in shards]
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+        raise ValueError(
+            f"{folder} holds pickled weights (.bin or .pt), which are never loaded: a pickle can "
+            "run any code; convert them to safetensors first"
+        )
+    raise ValueError(f"{folder} has no {WEIGHTS}: it is not a model folder, or not a whole one")
+
+
+def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield names and tensors of one safetensors file, mapped into memory.
+
+    Raises:
+        ValueError: the file is truncated or not safetensors.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                yield name, tensors.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or not a safetensors file ({error})") from error
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one safetensors file.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    packed = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    try:
+        save_file(packed, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"cannot write {file}: {error}") from error
+
+
+def assign_weights(
+    module: torch.nn.Module,
+    tensors: Iterable[tuple[str, Tensor]],
+    source: Path,
+    dtype: torch.dtype | None,
+) -> None:
+    """Replace every parameter and persistent buffer by the tensor of its name.
+
+    Args:
+        module: takes the tensors, often built on the meta device.
+        tensors: names, as `module.state_dict()` has them, and values.
+        source: named in errors.
+        dtype: type of floating-point weights; None keeps the file's.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if name not in wanted:
+            raise ValueError(f"{source} holds the unknown tensor {name}")
+        if tuple(tensor.shape) != wanted[name]:
+            raise ValueError(
+                f"{source}: {name} has shape {tuple(tensor.shape)}, config.json asks {wanted[name]}"
+            )
+        target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        found[name] = tensor.to(target, copy=True)
+    missing = sorted(wanted.keys() - found.keys())
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(f"{source} lacks {', '.join(missing[:3])}{more}")
+    module.load_state_dict(found, assign=True)

@@ -1,0 +1,74 @@
+"""The keys of Hugging Face's tokenizer files that matter here, and their several spellings."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from astrai_core.tokenizer.chat_template import ChatTemplate
+
+ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+
+
+def text_of(token: object) -> str | None:
+    """A token of `tokenizer_config.json`: a string, or a dict that describes an AddedToken."""
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    if token is not None and not isinstance(token, str):
+        raise ValueError(f"tokenizer_config.json: {token!r} is not a token")
+    return token or None
+
+
+def add_missing_tokens(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
+    """Make `tokenizer_config.json` and `tokenizer.json` agree on the added tokens."""
+    listed = config.get("added_tokens_decoder") or {}
+    if not isinstance(listed, Mapping):
+        raise ValueError("tokenizer_config.json: added_tokens_decoder is not an object")
+    for token_id, flags in sorted(listed.items(), key=lambda item: int(item[0])):
+        token = AddedToken(**{k: v for k, v in flags.items() if k != "__type"})
+        add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
+        add([token])
+        if tokenizer.token_to_id(token.content) != int(token_id):
+            raise ValueError(
+                f"tokenizer_config.json gives {token.content!r} the id {token_id}, "
+                f"tokenizer.json {tokenizer.token_to_id(token.content)}"
+            )
+    more = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        value = config.get(key) or []
+        more += value.values() if isinstance(value, Mapping) else value
+    names = [text_of(token) for token in [*(config.get(role) for role in ROLES), *more]]
+    known = {
+        token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special
+    }
+    tokenizer.add_special_tokens([name for name in names if name and name not in known])
+
+
+def named_templates(value: object) -> dict[str, ChatTemplate]:
+    """Named templates from one string, or from the list form with a name for each."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"default": ChatTemplate(value)}
+    if isinstance(value, list):
+        return {entry["name"]: ChatTemplate(entry["template"]) for entry in value}
+    raise ValueError("tokenizer_config.json: chat_template is neither a string nor a list")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file, empty if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")
