@@ -1,0 +1,42 @@
+"""What HTTP asks of an engine, and nothing more: `InferenceEngine`, or a small object in a test."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from astrai_core.generation import SamplingParams
+from astrai_core.tokenizer import AutoTokenizer
+from astrai_serve.engine import TaskStream
+
+
+class Engine(Protocol):
+    """Token ids in, one stream of events per task out."""
+
+    @property
+    def tokenizer(self) -> AutoTokenizer | None:
+        """The tokenizer of the model."""
+        ...
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        ...
+
+    @property
+    def healthy(self) -> bool:
+        """Whether tasks are taken and steps come to an end."""
+        ...
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        cache_salt: str = "",
+        sample_index: int = 0,
+    ) -> TaskStream:
+        """Start a task; raises `EngineError` when it is not taken."""
+        ...
+
+    def close(self, timeout: float = ...) -> None:
+        """End every task, and wait so many seconds for the step that is running."""
+        ...

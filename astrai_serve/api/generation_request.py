@@ -1,0 +1,148 @@
+"""What a client asked for, whatever the protocol, and the tasks that answer it.
+
+n samples of p prompts make n * p tasks; choice i is sample i % n of prompt i // n. Each sample has
+its own index in the engine's random numbers, so that one seed gives n different answers.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from astrai_core.generation import SamplingParams
+from astrai_serve.api.backend import Engine
+from astrai_serve.api.errors import (
+    ApiError,
+    BusyError,
+    ContextLengthError,
+    InternalError,
+    InvalidRequestError,
+    UnavailableError,
+)
+from astrai_serve.engine import (
+    EngineClosedError,
+    QueueFullError,
+    RefusedError,
+    TaskEvent,
+    TaskStream,
+)
+
+_RETRY_SECONDS = 2
+_WAITING_EVENTS = 16  # beyond these a slow reader's events are merged in the TaskStream
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """n answers to each prompt."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    params: SamplingParams
+    n: int = 1
+    stream: bool = False
+    cache_salt: str = ""
+    """Prefixes are shared only among requests of the same salt."""
+
+    @property
+    def num_choices(self) -> int:
+        """Answers in all."""
+        return self.n * len(self.prompts)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts; those of a prompt with several answers count once."""
+        return sum(map(len, self.prompts))
+
+    def submit(self, engine: Engine) -> "Generation":
+        """Hand the tasks to the engine: all of them or none.
+
+        Raises:
+            ApiError: the engine does not take them.
+        """
+        streams: list[TaskStream] = []
+        try:
+            for choice in range(self.num_choices):
+                stream = engine.submit(
+                    self.prompts[choice // self.n],
+                    self.params,
+                    cache_salt=self.cache_salt,
+                    sample_index=choice % self.n,
+                )
+                streams.append(stream)
+        except (RefusedError, QueueFullError, EngineClosedError) as error:
+            raise self._refusal(error, engine) from error
+        else:
+            return Generation(streams)
+        finally:
+            if len(streams) < self.num_choices:
+                for stream in streams:
+                    stream.cancel()
+
+    def _refusal(
+        self, error: RefusedError | QueueFullError | EngineClosedError, engine: Engine
+    ) -> ApiError:
+        match error:
+            case RefusedError():
+                longest = max(map(len, self.prompts)) + (self.params.max_tokens or 1)
+                if longest > engine.max_context:
+                    return ContextLengthError(str(error))
+                return InvalidRequestError(str(error), param=str(error).partition(" ")[0])
+            case QueueFullError():
+                return BusyError(str(error), retry_after=_RETRY_SECONDS)
+            case EngineClosedError():
+                return InternalError(str(error), code="engine_closed")
+
+
+class Generation:
+    """The events of all tasks of a request, in the order they come; iterate it once.
+
+    Lives on the event loop. `cancel` ends the tasks wherever they stand and is always called.
+    """
+
+    def __init__(self, streams: Sequence[TaskStream]):
+        self._streams = streams
+        self._num_open = len(streams)
+        self._news: asyncio.Queue[tuple[int, TaskEvent] | Exception] = asyncio.Queue(
+            _WAITING_EVENTS
+        )
+        self._pumps = [
+            asyncio.create_task(self._pump(choice, stream)) for choice, stream in enumerate(streams)
+        ]
+
+    async def _pump(self, choice: int, stream: TaskStream) -> None:
+        try:
+            async for event in stream:
+                await self._news.put((choice, event))
+        except Exception as error:
+            # the reader waits for this queue and not for the task: it raises the error
+            await self._news.put(error)
+
+    def __aiter__(self) -> "Generation":
+        return self
+
+    async def __anext__(self) -> tuple[int, TaskEvent]:
+        """Return the next event and the choice it belongs to.
+
+        Raises:
+            UnavailableError: the generation was interrupted.
+        """
+        if self._num_open == 0:
+            raise StopAsyncIteration
+        news = await self._news.get()
+        if isinstance(news, Exception):
+            raise news
+        if news[1].finish is not None:
+            self._num_open -= 1
+        return news
+
+    def interrupt(self, reason: str) -> None:
+        """Cancel, and let the reader hear of it now and not when the engine has come round."""
+        self.cancel()
+        while not self._news.empty():
+            self._news.get_nowait()
+        self._news.put_nowait(UnavailableError(reason))
+
+    def cancel(self) -> None:
+        """End all tasks and free what they hold; does nothing to those that have ended."""
+        for stream in self._streams:
+            stream.cancel()
+        for pump in self._pumps:
+            pump.cancel()

@@ -1,0 +1,284 @@
+"""`astrai-serve`: a model folder becomes a server.
+
+What costs nothing to check is checked first, and torch is imported after that, so that a mistake
+is answered at once.
+"""
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+from astrai_serve.command_line import CommandLineError, parse
+from astrai_serve.engine.config import EngineConfig
+from astrai_serve.generation_defaults import GenerationDefaults
+
+if TYPE_CHECKING:
+    from astrai_core.model import Transformer
+    from astrai_core.tokenizer import AutoTokenizer
+    from astrai_serve.api import ServerSettings
+    from astrai_serve.engine import InferenceEngine
+
+PROGRAM = "astrai-serve"
+KEYS_VARIABLE = "ASTRAI_API_KEYS"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Serve a model folder to any OpenAI client.
+
+    Ctrl-C ends the server at once, SIGTERM after the answers under way; both exit with 0.
+    """
+
+    model: Path
+    """Model folder: config.json, safetensors, tokenizer.json."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    model_name: str = ""
+    """What clients call the model; empty is the folder's name."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the weights; auto is the folder's own where this CPU computes in it."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, if not the model's."""
+    random_weights: bool = False
+    """Build the model from config.json alone, with random weights: for plans and benchmarks."""
+    api_key_file: Path | None = None
+    """File with one API key a line; the variable ASTRAI_API_KEYS holds them separated by commas."""
+    allowed_hosts: str = ""
+    """More names by which clients may address a server on loopback, separated by commas."""
+    cors_origins: str = ""
+    """Origins whose web pages may use the server, separated by commas, as http://localhost:3000."""
+    max_body_mb: float = 8.0
+    """Largest request read, in MB."""
+    drain_seconds: float = 10.0
+    """After SIGTERM, answers under way may go on for so long."""
+    access_log: bool = False
+    """Log the address and status of each request; never its text."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"--port must be from 0 to 65535, not {self.port}")
+        if not 0 < self.max_body_mb <= 1024:
+            raise ValueError(f"--max_body_mb must be above 0 and at most 1024: {self.max_body_mb}")
+        if not 0 <= self.drain_seconds <= 3600:
+            raise ValueError(f"--drain_seconds must be from 0 to 3600, not {self.drain_seconds}")
+
+    @property
+    def name(self) -> str:
+        """What clients call the model."""
+        return self.model_name or self.model.resolve().name
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    try:
+        options, config = parse(
+            sys.argv[1:] if arguments is None else arguments, PROGRAM, ServeOptions, EngineConfig
+        )
+    except CommandLineError as error:
+        _fail(error, status=2)
+    try:
+        serve(options, config)
+    except KeyboardInterrupt:
+        # before the server ran, which has its own way of ending
+        _fail(InterruptedError("interrupted while loading"), status=130)
+    except (ValueError, OSError, MemoryError) as error:
+        _fail(error, status=1)
+    _leave()
+
+
+def serve(options: ServeOptions, config: EngineConfig) -> None:
+    """Load and serve until a signal comes.
+
+    Raises:
+        ValueError: the folder, its files or an option is wrong; the message says which.
+    """
+    _check_folder(options)
+    keys = _read_keys(options.api_key_file)
+    defaults = GenerationDefaults.read(options.model)
+    from astrai_serve.api.server import bind
+
+    with bind(options.host, options.port) as listener:
+        port: int = listener.getsockname()[1]
+        print(f"AstrAI loads {options.model} ...", flush=True)
+        from astrai_serve.api import ServerSettings, run_server
+        from astrai_serve.engine import InferenceEngine
+
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+        if options.access_log:
+            logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+        tokenizer = _load_tokenizer(options)
+        try:
+            model, why = _load_model(options)
+            engine = InferenceEngine(model, tokenizer, config)
+        except RuntimeError as error:
+            if "allocate memory" not in str(error):
+                raise
+            raise MemoryError(
+                f"{options.model} does not fit into this machine's memory; "
+                "try --dtype bfloat16, or a smaller --kv_cache_gb or --num_pages"
+            ) from error
+        settings = ServerSettings(
+            model_name=options.name,
+            created=int((options.model / "config.json").stat().st_mtime),
+            dtype=_dtype_name(model),
+            api_keys=keys,
+            allowed_hosts=_allowed_hosts(options),
+            cors_origins=tuple(_names(options.cors_origins)),
+            max_body_bytes=round(options.max_body_mb * 1e6),
+            defaults=defaults,
+        )
+        report = _report(options, settings, engine, model, why, port)
+        run_server(
+            engine,
+            settings,
+            listener,
+            drain_seconds=options.drain_seconds,
+            access_log=options.access_log,
+            on_ready=lambda: print(report, flush=True),
+        )
+
+
+def _check_folder(options: ServeOptions) -> None:
+    """Find the common mistakes without torch."""
+    folder = options.model
+    if not folder.exists():
+        raise ValueError(
+            f"--model {folder} does not exist; pass a model folder on this disk, "
+            "names on the Hugging Face hub are not downloaded"
+        )
+    if not folder.is_dir():
+        raise ValueError(f"--model {folder} is a file; pass the model folder that holds it")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"--model {folder} has no config.json: it is not a model folder")
+    text = options.tokenizer or folder
+    if not (text / "tokenizer.json").is_file():
+        raise ValueError(f"{text} has no tokenizer.json; --tokenizer names a folder that has one")
+
+
+def _read_keys(path: Path | None) -> frozenset[str]:
+    keys = set(_names(os.environ.get(KEYS_VARIABLE, "")))
+    if path is not None:
+        if not path.is_file():
+            raise ValueError(f"--api_key_file {path} does not exist")
+        lines = path.read_text("utf-8").splitlines()
+        found = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+        if not found:
+            raise ValueError(f"--api_key_file {path} holds no key; write one a line")
+        keys |= found
+    return frozenset(keys)
+
+
+def _allowed_hosts(options: ServeOptions) -> frozenset[str] | None:
+    more = _names(options.allowed_hosts)
+    if options.host not in _LOOPBACK and not more:
+        return None  # by which names other machines know this one is not ours to tell
+    return frozenset({*_LOOPBACK, "[::1]", options.host.lower(), *map(str.lower, more)})
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _load_tokenizer(options: ServeOptions) -> "AutoTokenizer":
+    from astrai_core.tokenizer import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(options.tokenizer or options.model)
+
+
+def _load_model(options: ServeOptions) -> tuple["Transformer", str]:
+    """Return the model, and why it has the number format it has."""
+    import torch
+
+    from astrai_core.model import AutoModel
+
+    wanted = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    load = AutoModel.random if options.random_weights else AutoModel.from_pretrained
+    model = load(options.model, dtype=wanted)
+    if wanted is not None:
+        return model, "as asked for"
+    if model.output_weight.dtype is torch.float32:
+        return model, "the folder's own" if not options.random_weights else "random weights"
+    features = torch.cpu.get_capabilities()
+    is_native = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    if model.output_weight.dtype is torch.bfloat16 and is_native:
+        return model, "the folder's own"
+    why = f"this CPU does not compute in the folder's {_dtype_name(model)}"
+    return model.to(torch.float32), why
+
+
+def _dtype_name(model: "Transformer") -> str:
+    return str(model.output_weight.dtype).removeprefix("torch.")
+
+
+def _report(
+    options: ServeOptions,
+    settings: "ServerSettings",
+    engine: "InferenceEngine",
+    model: "Transformer",
+    why: str,
+    port: int,
+) -> str:
+    """What this server is and can hold, on one screen."""
+    import torch
+
+    from astrai_serve.engine.kv_storage import KVStorage
+
+    parameters = sum(weight.numel() for weight in model.parameters())
+    kv_dtype = model.output_weight.dtype
+    if engine.config.kv_dtype != "auto":
+        kv_dtype = getattr(torch, engine.config.kv_dtype)
+    pages = int(engine.stats()["num_pages"])
+    tokens = pages * engine.config.page_size
+    size = tokens * KVStorage.bytes_per_token(model.config, kv_dtype)
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address = f"http://{host}:{port}"
+    threads = torch.get_num_threads()
+    rows = {
+        "model": f"{settings.model_name}, {_amount(parameters)} parameters, "
+        f"{model.config.n_layers} layers, context {engine.max_context:,} tokens",
+        "precision": f"{settings.dtype} ({why}), {threads} thread{'s' * (threads != 1)}",
+        "KV cache": f"{pages:,} pages of {engine.config.page_size} = {tokens:,} tokens, up to "
+        f"{size / 1e6:,.0f} MB: {tokens // engine.max_context:,} full conversations at once",
+        "sampling": f"{settings.defaults}, for requests that do not say",
+        "access": _access(options, settings),
+        "address": f"{address}  (API: {address}/v1; terminal: astrai-chat --url {address})",
+        "stop": "Ctrl-C",
+    }
+    return "\n".join(f"  {name:<10}{text}" for name, text in rows.items())
+
+
+def _access(options: ServeOptions, settings: "ServerSettings") -> str:
+    if settings.api_keys:
+        return f"{len(settings.api_keys)} API key{'s' * (len(settings.api_keys) != 1)}"
+    if options.host in _LOOPBACK:
+        return "this machine only, without a key"
+    return "ANYONE who reaches this address, without a key; --api_key_file sets keys"
+
+
+def _amount(count: int) -> str:
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return str(count)
+
+
+def _fail(error: Exception, status: int) -> NoReturn:
+    message = " ".join(str(error).split()) or type(error).__name__
+    sys.stderr.write(f"{PROGRAM}: {message}\n")
+    sys.exit(status)
+
+
+def _leave() -> None:
+    """Exit; without taking torch down around a step still running in the engine's thread."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(thread.daemon for thread in threading.enumerate()):
+        os._exit(0)

@@ -1,0 +1,119 @@
+"""Options from dataclasses: a field is an option, the string under it its help.
+
+An option is taken with dashes as with underscores, and a switch without its `true`. What is wrong
+is said in one line that names the option, the value and the way out.
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+First = TypeVar("First")
+Second = TypeVar("Second")
+
+_KEY = re.compile(r'Parser key "(\w+)"')
+_VALUE = re.compile(r"(?:Got value|Given value): (.*)")
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    bool: "true, false",
+}
+
+
+class CommandLineError(ValueError):
+    """The options given cannot be understood; the message is one line for the user."""
+
+
+def parse(
+    arguments: Sequence[str], program: str, first: type[First], second: type[Second]
+) -> tuple[First, Second]:
+    """Read options into two dataclasses; the docstring of the first describes the program.
+
+    Raises:
+        CommandLineError: an option is unknown, missing or has no such value.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog=program, exit_on_error=False, description=first.__doc__)
+    kinds = typing.get_type_hints(first) | typing.get_type_hints(second)
+    parser.add_class_arguments(first, as_group=False)
+    if dataclasses.fields(second):  # pyright: ignore[reportArgumentType]
+        parser.add_class_arguments(second)
+    try:
+        values = vars(parser.parse_args(_normalized(arguments, kinds)))
+        return _build(first, values), _build(second, values)
+    except ArgumentError as error:
+        raise CommandLineError(_line(str(error), kinds, program)) from None
+    except ValueError as error:
+        raise CommandLineError(str(error)) from None
+
+
+def parse_one(arguments: Sequence[str], program: str, options: type[First]) -> First:
+    """Read options into one dataclass.
+
+    Raises:
+        CommandLineError: an option is unknown, missing or has no such value.
+    """
+    return parse(arguments, program, options, _Nothing)[0]
+
+
+@dataclasses.dataclass
+class _Nothing:
+    pass
+
+
+def _build(kind: type[First], values: dict[str, object]) -> First:
+    fields = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
+    return kind(**{field.name: values[field.name] for field in fields})
+
+
+def _normalized(arguments: Sequence[str], kinds: dict[str, object]) -> list[str]:
+    result: list[str] = []
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            argument = "--" + name[2:].replace("-", "_") + equals + value
+            following = arguments[position + 1 : position + 2]
+            if kinds.get(argument[2:]) is bool and following not in (["true"], ["false"]):
+                argument += "=true"
+        result.append(argument)
+    return result
+
+
+def _line(message: str, kinds: dict[str, object], program: str) -> str:
+    if found := re.match(r"Unrecognized arguments: (\S+)", message):
+        given = found[1]
+        if not given.startswith("-"):
+            return f"{given} is not an option; options start with -- ({program} --help lists them)"
+        name = given.lstrip("-").partition("=")[0].replace("-", "_")
+        near = difflib.get_close_matches(name, kinds, n=1, cutoff=0.5)
+        hint = f"; did you mean --{near[0]}?" if near else ""
+        return f"unknown option {given}{hint} ({program} --help lists all)"
+    if found := re.match(r"Option '(\w+)' is required", message):
+        return f"--{found[1]} is required ({program} --help lists all options)"
+    if found := _KEY.match(message):
+        values = _VALUE.findall(message)
+        value = f", not {values[-1]}" if values else ""
+        return f"--{found[1]} must be {_wording(kinds[found[1]])}{value}"
+    if found := re.match(r"argument (--\w+).*expected one argument", message):
+        return f"{found[1]} needs a value"
+    return " ".join(message.split())
+
+
+def _wording(kind: object) -> str:
+    """Say what values a type has."""
+    if typing.get_origin(kind) is Literal:
+        return " or ".join(map(str, typing.get_args(kind)))
+    if isinstance(kind, types.UnionType):
+        members = [one for one in typing.get_args(kind) if one is not type(None)]
+        return " or ".join([*map(_wording, members), "null"])
+    return _WORDS.get(kind, str(kind)) if isinstance(kind, type) else str(kind)

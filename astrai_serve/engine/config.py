@@ -1,0 +1,60 @@
+"""Settings of the engine; they are also the server's command-line options."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Sizes and limits of the engine.
+
+    Raises:
+        ValueError: a value is out of range or contradicts another one; the message names both.
+    """
+
+    page_size: int = 32
+    """Tokens in a page of the KV cache."""
+    num_pages: int | None = None
+    """Pages in the KV cache; None takes as many as fit into `kv_cache_gb`."""
+    kv_cache_gb: float = 0.5
+    """Memory for the KV cache in GB, used as it fills up. One full context always fits."""
+    kv_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the KV cache; auto is the model's own."""
+    prefix_caching: bool = True
+    """Keep the pages of finished tasks and reuse them for prompts that begin alike."""
+    max_context: int | None = None
+    """Longest prompt and answer together, in tokens; None is what the model was made for."""
+    max_running_tasks: int = 32
+    """Most tasks computed in one step."""
+    max_queued_tasks: int = 256
+    """Most tasks waiting; more are turned away with a clear error."""
+    max_step_tokens: int = 512
+    """Most tokens computed in one step, over all tasks. Longer steps prefill faster and make
+    running answers wait longer."""
+    max_chunk_tokens: int | None = None
+    """Most tokens of one prompt computed in one step; None sets no limit of its own."""
+    headroom_pages: int = 1
+    """Pages that must stay free for each running task when another one is admitted."""
+    num_threads: int | None = None
+    """Threads for the arithmetic; None leaves PyTorch's choice."""
+    stall_seconds: float = 60.0
+    """A step that takes longer is reported as a hang by the health check."""
+
+    def __post_init__(self) -> None:
+        positive = ("page_size", "max_running_tasks", "max_queued_tasks", "max_step_tokens")
+        optional = ("num_pages", "max_context", "max_chunk_tokens", "num_threads")
+        for name in positive + optional:
+            value = getattr(self, name)
+            if (value is not None or name in positive) and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} must be a positive integer, not {value!r}")
+        for name in ("kv_cache_gb", "stall_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
+        if self.headroom_pages < 0:
+            raise ValueError(f"headroom_pages must be at least 0, not {self.headroom_pages!r}")
+        if self.max_running_tasks > self.max_step_tokens:
+            raise ValueError(
+                f"max_running_tasks {self.max_running_tasks} exceeds max_step_tokens "
+                f"{self.max_step_tokens}: every running task computes a token in each step; "
+                "lower the first or raise the second"
+            )

@@ -1,0 +1,289 @@
+"""The engine without a thread: tasks in, one step at a time, events out.
+
+It is driven by one caller, the engine thread or `LLM`, and holds all that changes. An error in a
+step ends the tasks of that step and nothing else.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from astrai_core.generation import FinishReason, SamplingParams
+from astrai_core.model import Transformer
+from astrai_core.tokenizer import AutoTokenizer
+from astrai_serve.engine.config import EngineConfig
+from astrai_serve.engine.detokenizer import Detokenizer
+from astrai_serve.engine.executor import Executor
+from astrai_serve.engine.kv_cache import KVCache
+from astrai_serve.engine.kv_storage import KVStorage
+from astrai_serve.engine.scheduler import Chunk, InferenceScheduler
+from astrai_serve.engine.task import (
+    Finish,
+    RefusedError,
+    SampledToken,
+    Task,
+    TaskEvent,
+    TaskStatus,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class StepExecutor(Protocol):
+    """Computes steps; `Executor` on a model, or a small fake in tests."""
+
+    def execute(self, chunks: Sequence[Chunk]) -> list[SampledToken | None]:
+        """Return the token that follows each chunk, None where it does not sample."""
+        ...
+
+
+class EngineCore:
+    """Tasks, steps and events.
+
+    Args:
+        scheduler: decides what a step computes.
+        executor: computes it.
+        vocab_size: token ids are below it.
+        max_context: most tokens of prompt and output together.
+        model_stop_ids: tokens that end a task unless it ignores them.
+        token_bytes: the bytes of a token; None makes an engine without text.
+    """
+
+    def __init__(
+        self,
+        scheduler: InferenceScheduler,
+        executor: StepExecutor,
+        *,
+        vocab_size: int,
+        max_context: int,
+        model_stop_ids: frozenset[int] = frozenset(),
+        token_bytes: Callable[[int], bytes] | None = None,
+    ):
+        self.scheduler = scheduler
+        self.executor = executor
+        self.vocab_size = vocab_size
+        self.max_context = min(max_context, scheduler.kv.pool.num_pages * scheduler.kv.page_size)
+        self.model_stop_ids = frozenset(i for i in model_stop_ids if i < vocab_size)
+        self._token_bytes = token_bytes
+        self._tasks: dict[int, Task] = {}
+        self._detokenizers: dict[int, Detokenizer] = {}
+        self.num_prompt_tokens = 0
+        self.num_output_tokens = 0
+        self.num_steps = 0
+        self.num_finished = dict.fromkeys(FinishReason, 0)
+
+    @classmethod
+    def of_model(
+        cls, model: Transformer, tokenizer: AutoTokenizer | None, config: EngineConfig
+    ) -> "EngineCore":
+        """Put the parts together for a model; without a tokenizer there is no text."""
+        dtype = model.output_weight.dtype
+        if config.kv_dtype != "auto":
+            dtype = getattr(torch, config.kv_dtype)
+        max_context = min(config.max_context or model.config.max_len, model.config.max_len)
+        num_pages = config.num_pages
+        if num_pages is None:
+            page_bytes = KVStorage.bytes_per_token(model.config, dtype) * config.page_size
+            affordable = int(config.kv_cache_gb * 1e9) // page_bytes
+            num_pages = max(affordable, -(-max_context // config.page_size))
+        device = model.output_weight.device
+        storage = KVStorage(model.config, num_pages, config.page_size, dtype, device)
+        scheduler = InferenceScheduler(
+            KVCache(num_pages, config.page_size, config.prefix_caching),
+            max_running_tasks=config.max_running_tasks,
+            max_step_tokens=config.max_step_tokens,
+            max_chunk_tokens=config.max_chunk_tokens,
+            headroom_pages=config.headroom_pages,
+        )
+        return cls(
+            scheduler,
+            Executor(model, storage),
+            vocab_size=model.config.vocab_size,
+            max_context=max_context,
+            model_stop_ids=frozenset() if tokenizer is None else tokenizer.stop_ids,
+            token_bytes=None if tokenizer is None else tokenizer.token_bytes,
+        )
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether a step has anything to do."""
+        return self.scheduler.has_tasks
+
+    def new_task(
+        self,
+        task_id: int,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        cache_salt: str = "",
+        sample_index: int = 0,
+    ) -> Task:
+        """Make a task that is sure to fit; reads only what never changes, so any thread may.
+
+        Args:
+            task_id: larger than that of any earlier task.
+            prompt_ids: at least one token.
+            params: how to sample.
+            cache_salt: tasks share cached prefixes only with tasks of the same salt.
+            sample_index: which of several samples of one request, for other draws of one seed.
+
+        Raises:
+            RefusedError: the task can never run; the message says why, and the way out.
+        """
+        prompt_ids = tuple(prompt_ids)
+        self._check_ids("prompt", prompt_ids)
+        self._check_ids("stop_token_ids", params.stop_token_ids)
+        self._check_ids("logit_bias", [token_id for token_id, _ in params.logit_bias])
+        if not prompt_ids:
+            raise RefusedError("the prompt is empty; it needs at least one token")
+        if params.stop and self._token_bytes is None:
+            raise RefusedError("stop strings need a tokenizer; use stop_token_ids")
+        room = self.max_context - len(prompt_ids)
+        if room < 1:
+            raise RefusedError(
+                f"the prompt has {len(prompt_ids)} tokens and leaves no room for an answer in a "
+                f"context of {self.max_context} tokens; shorten it"
+            )
+        if params.max_tokens is not None and params.max_tokens > room:
+            raise RefusedError(
+                f"the prompt's {len(prompt_ids)} tokens and max_tokens {params.max_tokens} exceed "
+                f"the context of {self.max_context} tokens; lower max_tokens to {room} or shorten "
+                "the prompt"
+            )
+        stop_ids = frozenset(params.stop_token_ids)
+        return Task(
+            task_id=task_id,
+            prompt_ids=prompt_ids,
+            params=params,
+            max_tokens=room if params.max_tokens is None else params.max_tokens,
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            sample_index=sample_index,
+            cache_salt=cache_salt,
+            stop_ids=stop_ids if params.ignore_eos else stop_ids | self.model_stop_ids,
+        )
+
+    def add(self, task: Task) -> None:
+        """Queue a task made by `new_task`."""
+        self._tasks[task.task_id] = task
+        if self._token_bytes is not None:
+            self._detokenizers[task.task_id] = Detokenizer(self._token_bytes, task.params.stop)
+        self.scheduler.add(task)
+        self.num_prompt_tokens += task.num_prompt_tokens
+
+    def cancel(self, task_id: int) -> list[tuple[int, TaskEvent]]:
+        """End a task at once; one that has ended already is left alone."""
+        task = self._tasks.get(task_id)
+        if task is None:
+            return []
+        return [(task_id, self._end(task, task.finish(FinishReason.CANCELLED)))]
+
+    def step(self) -> list[tuple[int, TaskEvent]]:
+        """Compute one step and return the news of its tasks, by task id."""
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            return []
+        self.num_steps += 1
+        try:
+            samples = self.executor.execute(chunks)
+        except Exception as error:  # whatever it is, the other tasks are not to blame
+            logger.exception("a step of %d tasks failed", len(chunks))
+            return [(chunk.task.task_id, self._fail(chunk.task, error)) for chunk in chunks]
+        self.scheduler.complete(chunks)
+        events: list[tuple[int, TaskEvent]] = []
+        for chunk, sample in zip(chunks, samples, strict=True):
+            if sample is None:
+                continue
+            try:
+                event = self._advance(chunk.task, sample)
+            except Exception as error:  # one task's text must not end the others
+                logger.exception("task %d failed", chunk.task.task_id)
+                event = self._fail(chunk.task, error)
+            events.append((chunk.task.task_id, event))
+        return events
+
+    def drop_computed(self) -> None:
+        """Forget every cached key and value, for the weights have changed; running tasks go on."""
+        self.scheduler.preempt_all()
+        self.scheduler.kv.clear_prefixes()
+
+    def stats(self) -> dict[str, int | float]:
+        """Counts since the start, and how things stand."""
+        scheduler, kv = self.scheduler, self.scheduler.kv
+        used = kv.pool.num_pages - kv.pool.num_free
+        return {
+            "num_running": len(scheduler.running),
+            "num_waiting": len(scheduler.waiting),
+            "num_preemptions": scheduler.num_preemptions,
+            "kv_cache_usage": used / kv.pool.num_pages,
+            "num_pages": kv.pool.num_pages,
+            "num_cached_pages": kv.pool.num_cached,
+            "prefix_cache_queries": kv.num_lookup_tokens,
+            "prefix_cache_hits": kv.num_hit_tokens,
+            "prompt_tokens": self.num_prompt_tokens,
+            "generation_tokens": self.num_output_tokens,
+            "num_steps": self.num_steps,
+            **{f"num_finished_{reason}": n for reason, n in self.num_finished.items()},
+        }
+
+    def _advance(self, task: Task, sample: SampledToken) -> TaskEvent:
+        """Add a sampled token to its task, and end the task if that was the last one."""
+        may_stop = task.num_output_tokens >= task.params.min_tokens
+        task.token_ids.append(sample.token_id)
+        self.num_output_tokens += 1
+        detokenizer = self._detokenizers.get(task.task_id)
+        text, finish = "", None
+        if may_stop and sample.token_id in task.stop_ids:
+            finish = task.finish(FinishReason.STOP)
+        elif detokenizer is not None:
+            text = detokenizer.feed(sample.token_id, may_stop)
+            if detokenizer.stop is not None:
+                finish = task.finish(FinishReason.STOP, stop=detokenizer.stop)
+        if finish is None and task.num_output_tokens >= task.max_tokens:
+            finish = task.finish(FinishReason.LENGTH)
+        event = TaskEvent(
+            text=text,
+            token_ids=(sample.token_id,),
+            logprobs=() if sample.logprob is None else (sample.logprob,),
+        )
+        return event if finish is None else event + self._end(task, finish)
+
+    def _fail(self, task: Task, error: Exception) -> TaskEvent:
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        return self._end(task, task.finish(FinishReason.ERROR, message=message))
+
+    def _end(self, task: Task, finish: Finish) -> TaskEvent:
+        """Forget a task and return its terminal event, with the text that was held back."""
+        detokenizer = self._detokenizers.pop(task.task_id, None)
+        is_natural = finish.reason in (FinishReason.STOP, FinishReason.LENGTH)
+        status = TaskStatus.FINISHED if is_natural else TaskStatus.ABORTED
+        self.scheduler.remove(task, status)
+        del self._tasks[task.task_id]
+        self.num_finished[finish.reason] += 1
+        text = ""
+        if detokenizer is not None and finish.reason is not FinishReason.ERROR:
+            text = detokenizer.finish(cut_off=finish.reason is not FinishReason.STOP)
+        return TaskEvent(text=text, finish=finish)
+
+    def _check_ids(self, what: str, token_ids: Sequence[int]) -> None:
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self.vocab_size:
+            wrong = next(i for i in token_ids if not 0 <= i < self.vocab_size)
+            raise RefusedError(
+                f"{what} has token id {wrong}, but the vocabulary ends at {self.vocab_size - 1}"
+            )
+
+    def check_idle(self) -> None:
+        """Nothing is left of any task; cheap enough for production."""
+        assert not self._tasks, f"tasks {list(self._tasks)} are known but not scheduled"
+        assert not self._detokenizers, "detokenizers of no task"
+        assert self.scheduler.kv.is_idle, "pages are lost"
+
+    def check_invariants(self) -> None:
+        """Every task is known to the scheduler, and its books are right."""
+        self.scheduler.check_invariants()
+        known = {task.task_id for task in self.scheduler.running + self.scheduler.waiting}
+        assert known == self._tasks.keys(), f"scheduled {known}, known {self._tasks.keys()}"
+        if not known:
+            self.check_idle()

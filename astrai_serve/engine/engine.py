@@ -1,0 +1,248 @@
+"""The engine and its thread, for callers on other threads and event loops.
+
+The thread owns all state. Commands come in by a queue, on which the thread sleeps when there is
+nothing to do; events go out into one bounded `TaskStream` per task. Whatever happens, every stream
+ends with exactly one terminal event.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+
+import torch
+
+from astrai_core.generation import Completion, FinishReason, GenerationEngine, SamplingParams
+from astrai_core.model import Transformer
+from astrai_core.tokenizer import AutoTokenizer
+from astrai_serve.engine.config import EngineConfig
+from astrai_serve.engine.core import EngineCore
+from astrai_serve.engine.llm import CompletionParts, each_params
+from astrai_serve.engine.stream import TaskStream
+from astrai_serve.engine.task import EngineClosedError, QueueFullError, Task, TaskEvent
+
+logger = logging.getLogger(__name__)
+
+
+class InferenceEngine(GenerationEngine):
+    """Generates for many callers at once.
+
+    Args:
+        model: the model, in evaluation mode.
+        tokenizer: its tokenizer; None makes an engine without text.
+        config: sizes and limits.
+        core: what to run instead of the model; tests pass one with a fake executor.
+    """
+
+    def __init__(
+        self,
+        model: Transformer | None,
+        tokenizer: AutoTokenizer | None,
+        config: EngineConfig | None = None,
+        *,
+        core: EngineCore | None = None,
+    ):
+        self.config = config or EngineConfig()
+        self.tokenizer = tokenizer
+        if core is None:
+            assert model is not None, "an engine needs a model or a core"
+            core = EngineCore.of_model(model, tokenizer, self.config)
+        self._core = core
+        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._lock = threading.Lock()  # guards the next three, and the order of task ids
+        self._open: dict[int, tuple[Task, TaskStream]] = {}
+        self._calls: set[Future[None]] = set()  # whose callers wait
+        self._refusal: str | None = None  # set once: why nothing is taken any more
+        self._num_tasks = 0
+        self._stopping = False
+        self._step_started: float | None = None
+        self._thread = threading.Thread(target=self._run, name="astrai-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._core.max_context
+
+    @property
+    def healthy(self) -> bool:
+        """Whether tasks are taken and steps come to an end."""
+        return (
+            self._refusal is None
+            and self._thread.is_alive()
+            and self.step_age < self.config.stall_seconds
+        )
+
+    @property
+    def step_age(self) -> float:
+        """Seconds since the running step began; 0 between steps."""
+        started = self._step_started
+        return 0.0 if started is None else time.monotonic() - started
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        cache_salt: str = "",
+        sample_index: int = 0,
+    ) -> TaskStream:
+        """Start a task; any thread may.
+
+        Args:
+            prompt_ids: at least one token.
+            params: how to sample.
+            cache_salt: tasks share cached prefixes only with tasks of the same salt.
+            sample_index: which of several samples of one request, for other draws of one seed.
+
+        Raises:
+            RefusedError: the task can never run.
+            QueueFullError: too many tasks are waiting.
+            EngineClosedError: the engine was closed or has failed.
+        """
+        return self._submit(prompt_ids, params, cache_salt, sample_index, is_limited=True)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+    ) -> list[Completion]:
+        """Complete each prompt, and wait for all; the queue's limit does not count here.
+
+        Raises:
+            RefusedError: a prompt can never run.
+            GenerationFailedError: an error ended one of the tasks.
+        """
+        streams: list[TaskStream] = []
+        try:
+            for prompt_ids, one in zip(prompts, each_params(params, len(prompts)), strict=True):
+                streams.append(self._submit(prompt_ids, one, "", 0, is_limited=False))
+            completions: list[Completion] = []
+            for stream in streams:
+                parts = CompletionParts()
+                for event in stream:
+                    parts.add(event)
+                completions.append(parts.completion())
+            return completions
+        finally:
+            for stream in streams:
+                stream.cancel()
+
+    def update_weights(self) -> None:
+        """Forget all cached keys and values; running tasks go on under the new weights.
+
+        Raises:
+            EngineClosedError: the engine was closed or has failed.
+        """
+        done: Future[None] = Future()
+
+        def drop() -> None:
+            self._core.drop_computed()
+            with self._lock:
+                if done in self._calls:  # else the engine was closed meanwhile
+                    self._calls.remove(done)
+                    done.set_result(None)
+
+        with self._lock:
+            if self._refusal is not None:
+                raise EngineClosedError(self._refusal)
+            self._calls.add(done)
+            self._commands.put(drop)
+        done.result()
+
+    def stats(self) -> dict[str, int | float]:
+        """Counts since the start, and how things stand; any thread may ask."""
+        return {**self._core.stats(), "num_open": len(self._open), "step_age": self.step_age}
+
+    def close(self, timeout: float = 10.0) -> None:
+        """End every stream at once and stop the thread after its step.
+
+        Args:
+            timeout: seconds to wait for the step that is running.
+        """
+        self._refuse_and_end("the engine was closed", FinishReason.CANCELLED)
+        self._commands.put(self._stop)
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            logger.warning("the engine's last step is still running after %g s", timeout)
+
+    def _submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        cache_salt: str,
+        sample_index: int,
+        is_limited: bool,
+    ) -> TaskStream:
+        most = self.config.max_running_tasks + self.config.max_queued_tasks
+        with self._lock:
+            if self._refusal is not None:
+                raise EngineClosedError(self._refusal)
+            if is_limited and len(self._open) >= most:
+                raise QueueFullError(
+                    f"{self.config.max_queued_tasks} tasks are waiting already; try again later"
+                )
+            task_id = self._num_tasks
+            task = self._core.new_task(
+                task_id, prompt_ids, params, cache_salt=cache_salt, sample_index=sample_index
+            )
+            self._num_tasks += 1
+            stream = TaskStream(task_id, len(prompt_ids), lambda: self._cancel(task_id))
+            self._open[task_id] = (task, stream)
+            self._commands.put(lambda: self._core.add(task))
+        return stream
+
+    def _cancel(self, task_id: int) -> None:
+        self._commands.put(lambda: self._deliver(self._core.cancel(task_id)))
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _run(self) -> None:
+        try:
+            if self.config.num_threads is not None:
+                torch.set_num_threads(self.config.num_threads)
+            while not self._stopping:
+                self._obey()
+                if self._core.has_tasks and not self._stopping:
+                    self._step_started = time.monotonic()
+                    self._deliver(self._core.step())
+                    self._step_started = None
+                    if not self._core.has_tasks:
+                        self._core.check_idle()
+        except BaseException as error:
+            logger.exception("the engine failed")
+            self._refuse_and_end(f"the engine failed ({error!r})", FinishReason.ERROR)
+
+    def _obey(self) -> None:
+        """Carry out all commands; sleep until there is one if there is nothing else to do."""
+        if not self._core.has_tasks:
+            self._commands.get()()
+        while True:
+            try:
+                command = self._commands.get_nowait()
+            except Empty:
+                return
+            command()
+
+    def _deliver(self, events: list[tuple[int, TaskEvent]]) -> None:
+        with self._lock:
+            for task_id, event in events:
+                if task_id not in self._open:
+                    continue  # the engine is closed, and the stream was ended by that
+                self._open[task_id][1].put(event)
+                if event.finish is not None:
+                    del self._open[task_id]
+
+    def _refuse_and_end(self, why: str, reason: FinishReason) -> None:
+        """Take no more tasks, and end those there are."""
+        with self._lock:
+            self._refusal = self._refusal or why
+            for task, stream in self._open.values():
+                stream.put(TaskEvent(finish=task.finish(reason, message=why)))
+            self._open.clear()
+            for call in self._calls:
+                call.set_exception(EngineClosedError(why))
+            self._calls.clear()

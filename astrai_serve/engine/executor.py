@@ -1,0 +1,154 @@
+"""One step on the real model: a ragged batch in, a token for each task that reached its end out.
+
+N tokens of the step, flattened; R rows that sample; V tokens of the vocabulary.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from astrai_core.model import Transformer
+from astrai_serve.engine.kv_storage import KVStorage, PagedAttention, Span
+from astrai_serve.engine.sampling import (
+    Adjustments,
+    Filters,
+    counter_uniform,
+    draw,
+    log_probabilities,
+    top_log_probabilities,
+)
+from astrai_serve.engine.scheduler import Chunk
+from astrai_serve.engine.task import SampledToken, Task, TokenLogprob
+
+# below it, a draw is the most likely token to within a float's resolution
+GREEDY_BELOW = 1e-5
+
+
+class Executor:
+    """Runs steps; it keeps nothing of a task from one step to the next but tensors of constants.
+
+    Args:
+        model: the model, in evaluation mode; its weights are read in place.
+        storage: keys and values.
+    """
+
+    def __init__(self, model: Transformer, storage: KVStorage):
+        self.model = model
+        self.storage = storage
+        self._filters: tuple[list[int], Filters] | None = None
+
+    @torch.inference_mode()
+    def execute(self, chunks: Sequence[Chunk]) -> list[SampledToken | None]:
+        """Compute a step.
+
+        Returns:
+            For each chunk the token that follows it, or None where the chunk does not sample.
+        """
+        sampled = iter(self._sample(self.logits(chunks), [c.task for c in chunks if c.samples]))
+        return [next(sampled) if chunk.samples else None for chunk in chunks]
+
+    def logits(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Run the forward pass and return the logits (R, V) behind the chunks that sample."""
+        input_ids: list[int] = []
+        position_ids: list[int] = []
+        logits_at: list[int] = []
+        for chunk in chunks:
+            end = chunk.start + chunk.length
+            input_ids += chunk.task.token_ids[chunk.start : end]
+            position_ids += range(chunk.start, end)
+            if chunk.samples:
+                logits_at.append(len(input_ids) - 1)
+        spans = [
+            Span(start=chunk.start, length=chunk.length, page_table=chunk.page_table)
+            for chunk in chunks
+        ]
+        device = self.model.output_weight.device
+        output = self.model(
+            torch.tensor(input_ids, device=device),
+            torch.tensor(position_ids, device=device),
+            PagedAttention.build(self.storage, spans),
+            torch.tensor(logits_at, dtype=torch.int64, device=device),
+        )
+        return output["logits"]
+
+    def _sample(self, logits: Tensor, tasks: list[Task]) -> list[SampledToken]:
+        if not tasks:
+            return []
+        adjustments = adjustments_of(tasks)
+        adjusted = logits if adjustments is None else adjustments.apply(logits.float())
+        token_ids = adjusted.argmax(1)
+        drawing = [n for n, task in enumerate(tasks) if task.params.temperature >= GREEDY_BELOW]
+        if drawing:
+            drawn = self._draw(adjusted, [tasks[n] for n in drawing], drawing)
+            token_ids[torch.tensor(drawing, device=logits.device)] = drawn
+        if bool(logits.gather(1, token_ids[:, None]).isnan().any()):
+            raise FloatingPointError("the model's logits are not numbers (NaN)")
+        wanted = [n for n, task in enumerate(tasks) if task.params.logprobs is not None]
+        logprobs = _logprobs(logits, token_ids, tasks, wanted) if wanted else {}
+        return [SampledToken(i, logprobs.get(n)) for n, i in enumerate(token_ids.tolist())]
+
+    def _draw(self, adjusted: Tensor, tasks: list[Task], rows: list[int]) -> Tensor:
+        ids = [task.task_id for task in tasks]
+        if self._filters is None or self._filters[0] != ids:  # a batch often stays the same
+            self._filters = (ids, filters_of(tasks, adjusted.shape[1], adjusted.device))
+        uniform = [counter_uniform(t.seed, t.sample_index, t.num_tokens) for t in tasks]
+        if len(rows) < len(adjusted):
+            adjusted = adjusted[torch.tensor(rows, device=adjusted.device)]
+        uniform = torch.tensor(uniform, dtype=torch.float64, device=adjusted.device)
+        return draw(adjusted, self._filters[1], uniform)
+
+
+def filters_of(tasks: Sequence[Task], vocab_size: int, device: torch.device) -> Filters:
+    """Columns of the tasks' sampling parameters."""
+    params = [task.params for task in tasks]
+    top_k = [min(p.top_k, vocab_size) or vocab_size for p in params]
+    return Filters(
+        temperature=torch.tensor([p.temperature for p in params], device=device),
+        top_k=torch.tensor(top_k, device=device),
+        top_p=torch.tensor([p.top_p for p in params], device=device),
+        min_p=torch.tensor([p.min_p for p in params], device=device),
+    )
+
+
+def adjustments_of(tasks: Sequence[Task]) -> Adjustments | None:
+    """Penalties, biases and forbidden stop tokens of a batch; None if there are none."""
+    entries: list[tuple[int, int, float, float]] = []
+    for row, task in enumerate(tasks):
+        params = task.params
+        if params.repetition_penalty != 1:
+            seen = set(task.token_ids)
+            entries += [(row, token, params.repetition_penalty, 0.0) for token in seen]
+        if params.presence_penalty or params.frequency_penalty:
+            counts = Counter(task.token_ids[task.num_prompt_tokens :])
+            presence, frequency = params.presence_penalty, params.frequency_penalty
+            entries += [(row, t, 1.0, -presence - frequency * n) for t, n in counts.items()]
+        entries += [(row, token, 1.0, bias) for token, bias in params.logit_bias]
+        if task.num_output_tokens < params.min_tokens:
+            entries += [(row, token, 1.0, -torch.inf) for token in task.stop_ids]
+    if not entries:
+        return None
+    rows, tokens, repetition, bias = zip(*entries, strict=True)
+    return Adjustments(row=rows, token=tokens, repetition=repetition, bias=bias)
+
+
+def _logprobs(
+    logits: Tensor, token_ids: Tensor, tasks: Sequence[Task], wanted: list[int]
+) -> dict[int, TokenLogprob]:
+    """Log-probabilities before any adjustment, of the rows in `wanted`."""
+    if len(wanted) < len(tasks):
+        index = torch.tensor(wanted, device=logits.device)
+        logits, token_ids = logits[index], token_ids[index]
+    logits = logits.float()
+    chosen = log_probabilities(logits, token_ids).tolist()
+    counts = [tasks[row].params.logprobs or 0 for row in wanted]
+    top_values, top_ids = [[]] * len(wanted), [[]] * len(wanted)
+    if max(counts):
+        values, ids = top_log_probabilities(logits, max(counts))
+        top_values, top_ids = values.tolist(), ids.tolist()
+    result: dict[int, TokenLogprob] = {}
+    for n, (row, token_id) in enumerate(zip(wanted, token_ids.tolist(), strict=True)):
+        top = tuple(zip(top_ids[n][: counts[n]], top_values[n][: counts[n]], strict=True))
+        result[row] = TokenLogprob(token_id=token_id, logprob=chosen[n], top=top)
+    return result

@@ -1,0 +1,169 @@
+"""Generation without a server and without a thread: the caller's own thread computes.
+
+A call returns when all its prompts are answered. Calls from several threads wait for each other.
+"""
+
+import dataclasses
+import itertools
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from astrai_core.generation import Completion, FinishReason, GenerationEngine, SamplingParams
+from astrai_core.model import AutoModel, Transformer
+from astrai_core.tokenizer import AutoTokenizer
+from astrai_serve.engine.config import EngineConfig
+from astrai_serve.engine.core import EngineCore
+from astrai_serve.engine.task import (
+    EngineClosedError,
+    GenerationFailedError,
+    RefusedError,
+    TaskEvent,
+)
+
+
+class LLM(GenerationEngine):
+    """A model to call.
+
+    Args:
+        model: a model folder, or a model whose weights are read in place.
+        tokenizer: the tokenizer of a model given as such; None makes an `LLM` of token ids only.
+            A folder brings its own.
+        config: sizes and limits.
+        dtype: type of the weights of a folder; None keeps the folder's.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Transformer,
+        tokenizer: AutoTokenizer | None = None,
+        config: EngineConfig | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ):
+        if not isinstance(model, Transformer):
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
+            model = AutoModel.from_pretrained(model, dtype=dtype)
+        self.tokenizer = tokenizer
+        self.config = config or EngineConfig()
+        if self.config.num_threads is not None:
+            torch.set_num_threads(self.config.num_threads)
+        self._core: EngineCore | None = EngineCore.of_model(model, tokenizer, self.config)
+        self._lock = threading.Lock()
+        self._task_ids = itertools.count()
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]] | Sequence[str],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Complete each prompt.
+
+        Args:
+            prompts: texts or token ids.
+            params: one set of parameters for all, or one each.
+
+        Raises:
+            RefusedError: a prompt can never run; nothing was computed.
+            GenerationFailedError: an error ended one of the tasks.
+        """
+        each = each_params(params or SamplingParams(), len(prompts))
+        prompt_ids = [self._encode(p) if isinstance(p, str) else p for p in prompts]
+        with self._lock:
+            core = self._open_core()
+            tasks = [
+                core.new_task(next(self._task_ids), ids, one)
+                for ids, one in zip(prompt_ids, each, strict=True)
+            ]
+            parts = {task.task_id: CompletionParts() for task in tasks}
+            try:
+                for task in tasks:
+                    core.add(task)
+                while core.has_tasks:
+                    for task_id, event in core.step():
+                        parts[task_id].add(event)
+                return [parts[task.task_id].completion() for task in tasks]
+            finally:
+                # after an error or Ctrl-C the tasks would still be there
+                for task in tasks:
+                    core.cancel(task.task_id)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        params: SamplingParams | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        **template_variables: object,
+    ) -> Completion:
+        """Answer a conversation.
+
+        Args:
+            messages: dicts with `role` and `content`.
+            params: how to sample.
+            tools: JSON schemas for the template.
+            **template_variables: more names for the chat template.
+        """
+        if self.tokenizer is None:
+            raise RefusedError("chat needs a tokenizer; pass one beside the model")
+        prompt = self.tokenizer.apply_chat_template(messages, True, tools, **template_variables)
+        return self.generate([prompt], params)[0]
+
+    def update_weights(self) -> None:
+        """Forget all cached keys and values, for the model's weights have changed."""
+        with self._lock:
+            self._open_core().drop_computed()
+
+    def close(self) -> None:
+        """Free the KV cache; the model itself is the caller's."""
+        with self._lock:
+            self._core = None
+
+    def _open_core(self) -> EngineCore:
+        if self._core is None:
+            raise EngineClosedError("this LLM was closed")
+        return self._core
+
+    def _encode(self, text: str) -> list[int]:
+        if self.tokenizer is None:
+            raise RefusedError("a text prompt needs a tokenizer; pass one, or token ids")
+        return self.tokenizer.encode(text)
+
+
+def each_params(
+    params: SamplingParams | Sequence[SamplingParams], num_prompts: int
+) -> list[SamplingParams]:
+    """One set of parameters for each prompt, asking for the log-probabilities completions carry."""
+    each = [params] * num_prompts if isinstance(params, SamplingParams) else list(params)
+    if len(each) != num_prompts:
+        raise ValueError(f"{len(each)} params for {num_prompts} prompts; pass one, or one each")
+    return [dataclasses.replace(p, logprobs=0) if p.logprobs is None else p for p in each]
+
+
+class CompletionParts:
+    """Events of one task on their way to be a `Completion`."""
+
+    def __init__(self) -> None:
+        self._events: list[TaskEvent] = []
+
+    def add(self, event: TaskEvent) -> None:
+        """Take the next event."""
+        self._events.append(event)
+
+    def completion(self) -> Completion:
+        """What the events come to.
+
+        Raises:
+            GenerationFailedError: the task ended by an error or was cancelled by another thread.
+        """
+        finish = self._events[-1].finish
+        assert finish is not None, "a task without an end"
+        if finish.reason in (FinishReason.ERROR, FinishReason.CANCELLED):
+            raise GenerationFailedError(finish.message or "the task was cancelled")
+        return Completion(
+            token_ids=tuple(i for event in self._events for i in event.token_ids),
+            logprobs=tuple(entry.logprob for event in self._events for entry in event.logprobs),
+            finish_reason=finish.reason,
+            text="".join(event.text for event in self._events),
+        )

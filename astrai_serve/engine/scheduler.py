@@ -1,0 +1,184 @@
+"""What the next forward pass computes.
+
+There is no prefill phase and no decode phase: each task's `num_computed_tokens` catches up with its
+`num_tokens`, a step spends a budget of tokens, and running tasks come before waiting ones. Running
+out of pages sends the latest arrival back to wait; it is computed again when it returns. The oldest
+running task is never sent back, and a task that could not fit alone never gets here: so the oldest
+always finishes, and therefore all do.
+"""
+
+from bisect import insort
+from dataclasses import dataclass
+
+from astrai_serve.engine.kv_cache import Admission, KVCache
+from astrai_serve.engine.task import Task, TaskStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens `start` to `start + length - 1` of a task, to be computed in one step."""
+
+    task: Task
+    start: int
+    length: int
+    page_table: list[int]
+    """Pages of positions 0 to start + length - 1 at least; valid during the step."""
+    samples: bool
+    """The chunk reaches the task's end, so that its next token can be sampled."""
+
+
+class InferenceScheduler:
+    """Waiting and running tasks, both in the order of arrival.
+
+    Args:
+        kv: the pages.
+        max_running_tasks: most tasks in a step.
+        max_step_tokens: most tokens in a step, at least `max_running_tasks`.
+        max_chunk_tokens: most tokens of one task in a step.
+        headroom_pages: pages left free for each running task when another is admitted.
+    """
+
+    def __init__(
+        self,
+        kv: KVCache,
+        *,
+        max_running_tasks: int,
+        max_step_tokens: int,
+        max_chunk_tokens: int | None = None,
+        headroom_pages: int = 0,
+    ):
+        assert max_running_tasks <= max_step_tokens, "a decoding task could starve"
+        self.kv = kv
+        self.max_running_tasks = max_running_tasks
+        self.max_step_tokens = max_step_tokens
+        self.max_chunk_tokens = max_chunk_tokens or max_step_tokens
+        self.headroom_pages = headroom_pages
+        self.waiting: list[Task] = []
+        self.running: list[Task] = []
+        self.num_preemptions = 0
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.running or self.waiting)
+
+    def fits(self, num_prompt_tokens: int, max_tokens: int) -> bool:
+        """Whether such a task, alone, has room until its end; its last token needs no slot."""
+        num_pages = self.kv.num_pages_for(num_prompt_tokens + max_tokens - 1)
+        return num_pages <= self.kv.pool.num_pages
+
+    def add(self, task: Task) -> None:
+        """Queue a task; the caller has made sure that it fits."""
+        assert self.fits(task.num_prompt_tokens, task.max_tokens), "a task that can never finish"
+        insort(self.waiting, task, key=_arrival)
+
+    def schedule(self) -> list[Chunk]:
+        """Choose the chunks of the next step and give their tasks pages.
+
+        Decoding tasks come first and cost a token each, so that no prompt, however long, makes
+        them wait longer than a step.
+        """
+        num_preemptions = self.num_preemptions
+        decoding = [task for task in self.running if task.num_missing_tokens == 1]
+        # who is sent back is the latest arrival, and so never one that has its chunk already
+        chunks = [
+            self._chunk(task, 1)
+            for task in decoding
+            if task.status is TaskStatus.RUNNING and self._extend(task)
+        ]
+        budget = self.max_step_tokens - len(chunks)
+        for task in self.running:
+            if task.num_missing_tokens > 1 and budget > 0:
+                chunks.append(self._chunk(task, budget))
+                budget -= chunks[-1].length
+        if self.num_preemptions == num_preemptions:
+            self._admit(chunks, budget)
+        return chunks
+
+    def complete(self, chunks: list[Chunk]) -> None:
+        """Take note that a step was computed. Sampled tokens are added by the caller, after it."""
+        for chunk in chunks:
+            chunk.task.num_computed_tokens = chunk.start + chunk.length
+            self.kv.task_record(chunk.task)
+
+    def remove(self, task: Task, status: TaskStatus) -> None:
+        """Forget a task that has ended, wherever it stands, and free its pages."""
+        (self.running if task.status is TaskStatus.RUNNING else self.waiting).remove(task)
+        self.kv.task_forget(task)
+        task.status = status
+
+    def preempt_all(self) -> None:
+        """Send every running task back to wait, for what was computed is worth nothing now."""
+        while self.running:
+            self._preempt_latest()
+
+    def _chunk(self, task: Task, budget: int) -> Chunk:
+        length = min(task.num_missing_tokens, budget, self.max_chunk_tokens)
+        return Chunk(
+            task=task,
+            start=task.num_computed_tokens,
+            length=length,
+            page_table=self.kv.page_table(task),
+            samples=length == task.num_missing_tokens,
+        )
+
+    def _extend(self, task: Task) -> bool:
+        """Find room for the task's next token; False if it was itself the one to be sent back."""
+        while not self.kv.task_extend(task):
+            assert len(self.running) > 1, "a task was admitted that does not fit alone"
+            if self._preempt_latest() is task:
+                return False
+        return True
+
+    def _preempt_latest(self) -> Task:
+        task = self.running.pop()
+        self.kv.task_free(task)
+        task.status = TaskStatus.PENDING
+        task.num_preemptions += 1
+        self.num_preemptions += 1
+        insort(self.waiting, task, key=_arrival)
+        return task
+
+    def _admit(self, chunks: list[Chunk], budget: int) -> None:
+        passed_over = 0
+        # those who wait for a page that is being computed let others pass, within reason
+        while budget > 0 and passed_over < min(len(self.waiting), self.max_running_tasks):
+            if len(self.running) == self.max_running_tasks:
+                return
+            task = self.waiting[passed_over]
+            num_sharing = len(self.running) + 1 if self.running else 0
+            admission = self.kv.task_alloc(task, headroom=self.headroom_pages * num_sharing)
+            if admission is Admission.NO_ROOM:
+                return
+            if admission is Admission.WORTH_WAITING:
+                passed_over += 1
+                continue
+            del self.waiting[passed_over]
+            insort(self.running, task, key=_arrival)
+            task.status = TaskStatus.RUNNING
+            chunks.append(self._chunk(task, budget))
+            budget -= chunks[-1].length
+
+    def check_invariants(self) -> None:
+        """Tasks, their states and their pages agree."""
+        self.kv.check_invariants()
+        for queue, status in (
+            (self.running, TaskStatus.RUNNING),
+            (self.waiting, TaskStatus.PENDING),
+        ):
+            ids = [task.task_id for task in queue]
+            assert ids == sorted(set(ids)), f"{status} tasks are out of order: {ids}"
+            assert all(task.status is status for task in queue), f"a {status} task is not"
+        assert len(self.running) <= self.max_running_tasks
+        for task in self.running:
+            num_slots = len(self.kv.page_table(task)) * self.kv.page_size
+            assert 0 <= task.num_computed_tokens <= min(task.num_tokens, num_slots), (
+                f"task {task.task_id} computed {task.num_computed_tokens} of {task.num_tokens} "
+                f"tokens in {num_slots} slots"
+            )
+        for task in self.waiting:
+            assert task.num_computed_tokens == 0, f"waiting task {task.task_id} holds pages"
+
+
+def _arrival(task: Task) -> int:
+    return task.task_id
