@@ -1,0 +1,18 @@
+"""A bilingual curriculum of chats that the project generates itself, each with a checker."""
+
+from astrai_train.data.curriculum.checker import check
+from astrai_train.data.curriculum.generator import CLOSED_TASKS, TASKS, WEIGHTS, generate, mixture
+from astrai_train.data.curriculum.item import Item, Split
+from astrai_train.data.curriculum.write import write_curriculum
+
+__all__ = [
+    "CLOSED_TASKS",
+    "TASKS",
+    "WEIGHTS",
+    "Item",
+    "Split",
+    "check",
+    "generate",
+    "mixture",
+    "write_curriculum",
+]

@@ -1,0 +1,58 @@
+"""The curriculum as JSONL files: train, val and held_out."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from astrai_train.data.curriculum.generator import TASKS, generate, mixture
+from astrai_train.data.curriculum.item import Item
+
+VAL_PER_TASK = 40
+
+
+def record(item: Item) -> dict[str, object]:
+    """What a line of the files holds."""
+    return {
+        "messages": item.messages,
+        "task": item.task,
+        "language": item.language,
+        "checker": item.checker,
+    }
+
+
+def write_curriculum(
+    out: Path, train: int = 80_000, held_out: int = 200, seed: int = 0
+) -> tuple[Path, Path, Path]:
+    """Writes train.jsonl, val.jsonl and held_out.jsonl; returns their paths.
+
+    Args:
+        out: Folder of the files, made when missing.
+        train: Number of training chats, spread over the tasks by `WEIGHTS`.
+        held_out: Number of held-out chats of each task; closed sets may have fewer.
+        seed: Another seed draws other items of the same splits.
+    """
+    if train < 1 or held_out < 1:
+        raise ValueError(f"train={train} and held_out={held_out} must both be at least 1.")
+    out.mkdir(parents=True, exist_ok=True)
+    val_items = [item for task in TASKS for item in generate(task, "val", VAL_PER_TASK, seed)]
+    held_out_items = [item for task in TASKS for item in generate(task, "held_out", held_out, seed)]
+    return (
+        _write(out / "train.jsonl", mixture(train, seed)),
+        _write(out / "val.jsonl", val_items),
+        _write(out / "held_out.jsonl", held_out_items),
+    )
+
+
+def _write(path: Path, items: Iterable[Item]) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for item in items:
+                file.write(json.dumps(record(item), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
