@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import httpx2
 
-from astrai_serve.command_line import CommandLineError, parse_one
+from astrai_core.command_line import CommandLineError, parse_one
 
 PROGRAM = "astrai-chat"
 KEY_VARIABLE = "ASTRAI_API_KEY"

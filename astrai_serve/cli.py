@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from astrai_serve.command_line import CommandLineError, parse
+from astrai_core.command_line import CommandLineError, parse
 from astrai_serve.engine.config import EngineConfig
 from astrai_serve.generation_defaults import GenerationDefaults
 
