@@ -1,0 +1,148 @@
+"""Rows of one window, by number: row n is the same in every epoch, process and run.
+
+A row is a dict of int64 tensors of shape (T,), see `packing` for what they mean.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from astrai_train.data.packing import (
+    Row,
+    empty_row,
+    num_stream_rows,
+    pack_samples,
+    samples_row,
+    stream_row,
+)
+from astrai_train.data.storage import Storage
+
+_log = logging.getLogger(__name__)
+
+Tensors = dict[str, Tensor]
+TooLong = Literal["refuse", "drop"]
+
+
+class _RowDataset(Dataset[Tensors]):
+    """Rows of a window; number None is a row of padding.
+
+    Args:
+        storage: the samples.
+        window_size: positions of a row, T.
+        padding_id: the token in positions that hold none.
+    """
+
+    def __init__(self, storage: Storage, window_size: int, padding_id: int) -> None:
+        if window_size < 2:
+            raise ValueError(f"window_size must be at least 2, not {window_size}")
+        self.storage = storage
+        self.window_size = window_size
+        self.padding_id = padding_id
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def row(self, number: int) -> Row:
+        """The arrays of a row."""
+        raise NotImplementedError
+
+    def __getitem__(self, number: int | None) -> Tensors:
+        if number is None:
+            row = empty_row(self.window_size, self.padding_id)
+        elif 0 <= number < len(self):
+            row = self.row(number)
+        else:
+            raise IndexError(f"row {number} of {len(self)}")
+        return {name: torch.from_numpy(values) for name, values in row.items()}
+
+
+class SEQDataset(_RowDataset):
+    """Documents as one stream, cut into rows: nothing is left out and only the end is padded."""
+
+    def __init__(self, storage: Storage, window_size: int, padding_id: int) -> None:
+        super().__init__(storage, window_size, padding_id)
+        assert storage.stage == "seq"
+
+    def __len__(self) -> int:
+        return num_stream_rows(self.storage.input_ids, self.window_size)
+
+    def row(self, number: int) -> Row:
+        """The arrays of a row."""
+        return stream_row(self.storage.input_ids, number, self.window_size, self.padding_id)
+
+
+class SFTDataset(_RowDataset):
+    """Conversations packed into rows without cutting one.
+
+    Args:
+        storage: the samples.
+        window_size: positions of a row, T.
+        padding_id: the token in positions that hold none.
+        too_long: what to do with a sample that no row can hold.
+
+    Raises:
+        ValueError: a sample is longer than the window and is to be refused; says file and line.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        window_size: int,
+        padding_id: int,
+        too_long: TooLong = "refuse",
+    ) -> None:
+        super().__init__(storage, window_size, padding_id)
+        assert storage.stage == "sft"
+        lengths = storage.input_ids.lengths
+        kept = np.flatnonzero(lengths <= window_size)
+        self.num_dropped = len(lengths) - len(kept)
+        """Samples longer than the window."""
+        if self.num_dropped:
+            self._report(lengths, too_long)
+        self._kept = kept
+        self._packs = pack_samples(lengths[kept].tolist(), window_size)
+
+    def __len__(self) -> int:
+        return len(self._packs)
+
+    def samples(self, number: int) -> Sequence[int]:
+        """Which samples a row holds."""
+        return [int(self._kept[one]) for one in self._packs[number].tolist()]
+
+    def row(self, number: int) -> Row:
+        """The arrays of a row."""
+        storage = self.storage
+        return samples_row(
+            storage.input_ids,
+            storage.trained,
+            self.samples(number),
+            self.window_size,
+            self.padding_id,
+        )
+
+    def _report(self, lengths: np.ndarray, too_long: TooLong) -> None:
+        window = self.window_size
+        first = int(np.argmax(lengths > window))
+        example = f"{self.storage.place(first)} has {lengths[first]} tokens"
+        if self.num_dropped == len(lengths):
+            raise ValueError(
+                f"every sample is longer than window_size {window} ({example}): raise window_size"
+            )
+        if too_long == "refuse":
+            raise ValueError(
+                f"{example}, more than window_size {window} ({self.num_dropped} of {len(lengths)} "
+                f"samples are too long, the longest has {lengths.max()}): raise window_size, or "
+                "leave them out with too_long: drop"
+            )
+        _log.warning(
+            "%d of %d samples are longer than window_size %d and are left out; the first is %s",
+            self.num_dropped,
+            len(lengths),
+            window,
+            self.storage.place(first),
+        )

@@ -1,0 +1,97 @@
+"""Batches of rows whose place in the data can be saved and entered again.
+
+What a reader would get wrong: it counts batches when they are handed to training, not when a
+worker fetches them, so prefetching changes nothing. And an iterator does nothing before its first
+batch is asked for, because Lightning makes more of them than it reads.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader
+
+from astrai_train.data.datasets import SEQDataset, SFTDataset, Tensors
+from astrai_train.data.sampler import ResumableDistributedSampler
+
+
+class ResumableLoader:
+    """Yields dicts of tensors (B, T), always B rows; the last batch is filled up with padding.
+
+    Each iteration is an epoch: it goes on where `load_state_dict` put it, or begins the next one.
+    It is no `DataLoader`, so that Lightning leaves its sampler and its epochs alone.
+
+    Args:
+        dataset: the rows.
+        sampler: which of them, in what order.
+        batch_size: rows of a batch, B.
+        num_workers: processes that build rows; 0 builds them in this one.
+    """
+
+    def __init__(
+        self,
+        dataset: SEQDataset | SFTDataset,
+        sampler: ResumableDistributedSampler,
+        batch_size: int,
+        num_workers: int = 0,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self._order = sampler
+        self._resumed = False
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=_FullBatches(sampler, batch_size),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # its own: seeding workers from the global one would disturb what training draws
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, on each rank."""
+        return -(-len(self._order) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensors]:
+        order = self._order
+        finished = order.consumed >= order.num_rows
+        if order.consumed and (finished or not self._resumed):
+            order.set_epoch(order.epoch + 1)
+        self._resumed = False
+        for batch in self._loader:
+            order.advance(self.batch_size * order.world_size)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The place after the last batch that was handed out; the same on every rank."""
+        return self._order.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration go on from a saved place.
+
+        Raises:
+            ValueError: the place is one of other data.
+        """
+        self._order.load_state_dict(state)
+        self._resumed = True
+
+
+class _FullBatches:
+    """The sampler's rows in lists of one length."""
+
+    def __init__(self, sampler: ResumableDistributedSampler, batch_size: int) -> None:
+        self._sampler = sampler
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._sampler) // self._batch_size)
+
+    def __iter__(self) -> Iterator[list[int | None]]:
+        batch: list[int | None] = []
+        for row in self._sampler:
+            batch.append(row)
+            if len(batch) == self._batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch + [None] * (self._batch_size - len(batch))

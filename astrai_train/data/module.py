@@ -1,0 +1,121 @@
+"""The data of a run, as Lightning and the YAML see it."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import lightning as L
+
+from astrai_core.tokenizer import AutoTokenizer
+from astrai_train.data.datasets import SEQDataset, SFTDataset, TooLong
+from astrai_train.data.loader import ResumableLoader
+from astrai_train.data.records import Stage
+from astrai_train.data.sampler import ResumableDistributedSampler
+from astrai_train.data.storage import open_storage
+from astrai_train.data.tokenizing import Answers, end_of_text_id
+
+Dataset = SEQDataset | SFTDataset
+
+
+class TokenDataModule(L.LightningDataModule):
+    """Token rows for training and validation, from prepared files or from records.
+
+    Args:
+        tokenizer: Folder of the tokenizer, written by `astrai-data tokenizer` or a model folder.
+        train: Files to train on: .h5 of `astrai-data prepare`, or .jsonl, .json or .txt, which are
+            tokenised at each start. Several are read as one.
+        val: Files to validate on; null for none.
+        stage: seq learns all tokens of documents, sft the answers of conversations.
+        window_size: Tokens of a row; documents are packed into rows without seeing each other.
+        batch_size: Rows of a micro-batch.
+        num_workers: Processes that build batches; 0 builds them in the training process.
+        seed: Of the order of rows, which also depends on the epoch.
+        too_long: Whether sft refuses a sample longer than window_size or drops it with a warning.
+        answers: Whether sft teaches all answers of a conversation or its last one; files of
+            `astrai-data prepare` have this settled.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Path,
+        train: Path | list[Path],
+        val: Path | list[Path] | None = None,
+        stage: Stage = "seq",
+        window_size: int = 512,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        seed: int = 0,
+        too_long: TooLong = "refuse",
+        answers: Answers = "all",
+    ) -> None:
+        super().__init__()
+        least = {"window_size": (window_size, 2), "batch_size": (batch_size, 1)}
+        for name, (value, lowest) in (least | {"num_workers": (num_workers, 0)}).items():
+            if value < lowest:
+                raise ValueError(f"data.{name} must be at least {lowest}, not {value}")
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        self.stage: Stage = stage
+        self.window_size = window_size
+        self.batch_size = batch_size
+        self._num_workers = num_workers
+        self._seed = seed
+        self._train = _as_list(train)
+        self._val = _as_list(val)
+        self._too_long: TooLong = too_long
+        self._answers: Answers = answers
+
+    @cached_property
+    def train_dataset(self) -> Dataset:
+        """The rows to train on."""
+        return self._dataset(self._train)
+
+    @cached_property
+    def val_dataset(self) -> Dataset | None:
+        """The rows to validate on."""
+        return self._dataset(self._val) if self._val else None
+
+    @property
+    def num_train_batches(self) -> int:
+        """Micro-batches of an epoch on each rank; known before the trainer builds loaders."""
+        return len(self._loader(self.train_dataset, shuffle=True))
+
+    def setup(self, stage: str) -> None:
+        """Open what is needed, so that mistakes in it are found before anything else starts."""
+        if stage == "fit":
+            _ = self.train_dataset
+        _ = self.val_dataset
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled batches, saved with checkpoints."""
+        return self._loader(self.train_dataset, shuffle=True)
+
+    def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
+        """Batches in order; an empty list skips validation."""
+        dataset = self.val_dataset
+        return [] if dataset is None else self._loader(dataset, shuffle=False)
+
+    def _loader(self, dataset: Dataset, shuffle: bool) -> ResumableLoader:
+        trainer = self.trainer
+        sampler = ResumableDistributedSampler(
+            len(dataset),
+            seed=self._seed,
+            shuffle=shuffle,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        return ResumableLoader(dataset, sampler, self.batch_size, self._num_workers)
+
+    def _dataset(self, files: Sequence[Path]) -> Dataset:
+        storage = open_storage(
+            files, stage=self.stage, tokenizer=self.tokenizer, answers=self._answers
+        )
+        padding = end_of_text_id(self.tokenizer)
+        if self.stage == "seq":
+            return SEQDataset(storage, self.window_size, padding)
+        return SFTDataset(storage, self.window_size, padding, self._too_long)
+
+
+def _as_list(files: Path | list[Path] | None) -> list[Path]:
+    if files is None:
+        return []
+    return [files] if isinstance(files, Path) else list(files)

@@ -1,0 +1,230 @@
+"""Records in files: where each one stands, and what a stage may find in it.
+
+Nothing here knows a token. An error always says file and line, because the one bad line among a
+million is what the user has to find.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Stage = Literal["seq", "sft"]
+
+DOCUMENT_END = "<|endoftext|>"
+"""A line of a text file that holds only this ends a document and begins the next."""
+
+_JSON_LINES = (".jsonl", ".ndjson")
+_TEXT = (".txt", ".text", ".md")
+_PREPARED = (".h5", ".hdf5")
+SUFFIXES = (*_JSON_LINES, ".json", *_TEXT)
+
+_WANTED = {
+    "seq": '{"text": "..."}',
+    "sft": '{"messages": [{"role": "...", "content": "..."}, ...]} or {"prompt", "completion"}',
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One JSON object, or one document of a text file as `{"text": ...}`."""
+
+    file: Path
+    line: int
+    """Where it begins, from 1; in a JSON array its number in the array."""
+    content: Mapping[str, Any]
+
+    @property
+    def place(self) -> str:
+        """File and line, as errors say it."""
+        return f"{self.file} {place_word(self.file)} {self.line}"
+
+    def text(self) -> str:
+        """The document of stage seq.
+
+        Raises:
+            ValueError: there is none, or nothing is in it.
+        """
+        text = self.content.get("text")
+        if not isinstance(text, str):
+            raise ValueError(self._lacks("seq"))
+        if not text.strip():
+            raise ValueError(f"{self.place}: the text is empty; remove the record")
+        return text
+
+    def messages(self) -> list[Mapping[str, Any]]:
+        """The conversation of stage sft.
+
+        Raises:
+            ValueError: there is none, or it is not made of messages.
+        """
+        if "messages" in self.content:
+            messages = self.content["messages"]
+            if not isinstance(messages, list) or not messages:
+                raise ValueError(f"{self.place}: messages must be a list that is not empty")
+        elif "prompt" in self.content and "completion" in self.content:
+            messages = [*self._side("prompt", "user"), *self._side("completion", "assistant")]
+        else:
+            raise ValueError(self._lacks("sft"))
+        for number, message in enumerate(messages, 1):
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                raise ValueError(f"{self.place}: message {number} must be an object with a role")
+        return messages
+
+    def _side(self, key: str, role: str) -> list[Any]:
+        side = self.content[key]
+        if isinstance(side, str):
+            if not side.strip():
+                raise ValueError(f"{self.place}: the {key} is empty; remove the record")
+            return [{"role": role, "content": side}]
+        if not isinstance(side, list) or not side:
+            raise ValueError(f"{self.place}: {key} must be text or a list of messages")
+        return side
+
+    def _lacks(self, stage: Stage) -> str:
+        keys = ", ".join(sorted(self.content)) or "no keys"
+        other: Stage | None = None
+        if stage == "seq" and self.content.keys() & {"messages", "prompt"}:
+            other = "sft"
+        elif stage == "sft" and "text" in self.content:
+            other = "seq"
+        hint = f"; this looks like stage {other}" if other else ""
+        return f"{self.place}: stage {stage} wants {_WANTED[stage]}, found {keys}{hint}"
+
+
+def place_word(file: Path) -> str:
+    """What the number of a record counts: lines, or the items of a JSON array."""
+    return "item" if file.suffix.lower() == ".json" else "line"
+
+
+def find_files(paths: Iterable[Path]) -> list[Path]:
+    """The files to read: those named, and the readable ones in the folders named, by name.
+
+    Raises:
+        ValueError: a path does not exist, is of a kind that cannot be read, or a folder has none.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES)
+            if not found:
+                raise ValueError(f"{path} holds no file ending in {', '.join(SUFFIXES)}")
+            files += found
+        else:
+            check_readable(path)
+            files.append(path)
+    return files
+
+
+def check_readable(path: Path) -> None:
+    """Refuse a file that `read_records` cannot read.
+
+    Raises:
+        ValueError: it is not there, or of another kind; the message says what to do.
+    """
+    suffix = path.suffix.lower()
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    if suffix == ".parquet":
+        raise ValueError(
+            f"{path} is Parquet, which needs a library this project does without; convert it: "
+            "python -c \"import pandas; pandas.read_parquet('in.parquet')"
+            ".to_json('out.jsonl', orient='records', lines=True, force_ascii=False)\""
+        )
+    if suffix in _PREPARED:
+        raise ValueError(f"{path} is already prepared; give the records it was made from")
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{path}: cannot tell what it is; name it one of {', '.join(SUFFIXES)}")
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Read one file, JSON lines and text without holding all of it.
+
+    Raises:
+        ValueError: a line is not JSON, not an object or not UTF-8.
+    """
+    check_readable(path)
+    suffix = path.suffix.lower()
+    if suffix in _JSON_LINES:
+        yield from _json_lines(path)
+    elif suffix == ".json":
+        yield from _json_array(path)
+    else:
+        yield from _documents(path)
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    for number, line in _lines(path):
+        if line.strip():
+            try:
+                content = json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
+                raise ValueError(f"{path} line {number} is not JSON: {reason}") from None
+            yield _record(path, number, content)
+
+
+def _json_array(path: Path) -> Iterator[Record]:
+    text = "".join(line for _, line in _lines(path))
+    try:
+        items = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else "nested too deep"
+        raise ValueError(
+            f"{path} is not JSON: {reason}; one record a line is called .jsonl"
+        ) from None
+    if not isinstance(items, list):
+        raise ValueError(f"{path} must hold a list of records: [{{...}}, ...]")
+    for number, content in enumerate(items, 1):
+        yield _record(path, number, content)
+
+
+def _documents(path: Path) -> Iterator[Record]:
+    lines: list[str] = []
+    start = 1
+    number = 0
+    for number, line in _lines(path):
+        if line.strip() == DOCUMENT_END:
+            if "".join(lines).strip():
+                yield Record(file=path, line=start, content={"text": "".join(lines).strip("\r\n")})
+            lines = []
+            start = number + 1
+        else:
+            lines.append(line)
+    if "".join(lines).strip() or start == 1:
+        yield Record(file=path, line=start, content={"text": "".join(lines).strip("\r\n")})
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path} line {number} is not UTF-8: byte {error.start + 1} is "
+                    f"{line[error.start]:#04x}; convert it, say: iconv -f gb18030 -t utf-8"
+                ) from None
+            yield number, text
+
+
+def _record(path: Path, number: int, content: object) -> Record:
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} {place_word(path)} {number} must be an object {{...}}, not {content!r:.40}"
+        )
+    return Record(file=path, line=number, content=content)
+
+
+def guess_stage(path: Path) -> Stage:
+    """The stage that the first record of a file is of.
+
+    Raises:
+        ValueError: the file is empty, or its first record is of no stage.
+    """
+    first = next(read_records(path), None)
+    if first is None:
+        raise ValueError(f"{path} holds no record")
+    keys: Sequence[str] = list(first.content)
+    return "sft" if "messages" in keys or "completion" in keys else "seq"
