@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +18,7 @@ import httpx2
 from astrai_core.command_line import CommandLineError, parse_one
 
 PROGRAM = "astrai-chat"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 KEY_VARIABLE = "ASTRAI_API_KEY"
 _HELP = """\
 /system [TEXT]  show the system prompt, or set it and begin anew
@@ -50,6 +51,15 @@ class ChatOptions:
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"--url must start with http:// or https://, not {self.url!r}")
+        try:
+            httpx2.URL(self.url)
+        except httpx2.InvalidURL as error:
+            raise ValueError(f"--url {self.url}: {error}") from None
+
+    @property
+    def host(self) -> str:
+        """Name or address of the server."""
+        return httpx2.URL(self.url).host
 
     @property
     def base(self) -> str:
@@ -100,7 +110,12 @@ class Client:
         # a long prefill is silent where a server sends no pings
         timeout = httpx2.Timeout(600, connect=5)
         self._http = httpx2.Client(
-            base_url=options.base, headers=headers, timeout=timeout, transport=transport
+            base_url=options.base,
+            headers=headers,
+            timeout=timeout,
+            transport=transport,
+            # a proxy of the environment leads out of this machine, and never back to it
+            trust_env=options.host not in _LOOPBACK,
         )
         self.model = options.model
 
@@ -120,7 +135,9 @@ class Client:
             models = response.json()["data"]
             self.model = self.model or str(models[0]["id"])
 
-    def answer(self, messages: Sequence[dict[str, str]], answer: Answer) -> Iterator[str]:
+    def answer(
+        self, messages: Sequence[dict[str, str]], answer: Answer
+    ) -> Generator[str, None, None]:
         """Yield the text of an answer as it comes, and note the rest in `answer`.
 
         Raises:
@@ -213,6 +230,11 @@ class Conversation:
 
     def say(self, text: str) -> None:
         """Send a message and show the answer; one that fails leaves no trace."""
+        if not _is_unicode(text):
+            _note(
+                f"that is not {sys.stdin.encoding}: set the terminal to it, or LANG to the terminal"
+            )
+            return
         self.messages.append({"role": "user", "content": text})
         try:
             said = self._show_answer()
@@ -276,6 +298,11 @@ class Conversation:
 def printable(text: str) -> str:
     """Leave out what would steer the terminal; a model may write anything."""
     return "".join(c for c in text if c in "\n\t" or not ("\x7f" <= c <= "\x9f" or c < " "))
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the terminal sent what Python could decode."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,10 +18,10 @@ from astrai_serve.engine.config import EngineConfig
 from astrai_serve.generation_defaults import GenerationDefaults
 
 if TYPE_CHECKING:
-    from astrai_core.model import Transformer
     from astrai_core.tokenizer import AutoTokenizer
     from astrai_serve.api import ServerSettings
     from astrai_serve.engine import InferenceEngine
+    from astrai_serve.model_source import ModelSource
 
 PROGRAM = "astrai-serve"
 KEYS_VARIABLE = "ASTRAI_API_KEYS"
@@ -36,7 +36,8 @@ class ServeOptions:
     """
 
     model: Path
-    """Model folder: config.json, safetensors, tokenizer.json."""
+    """Model folder: config.json, safetensors, tokenizer.json. With --random_weights also a YAML
+    file of a model's fields, as those of configs/model."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: int = 8000
@@ -48,7 +49,8 @@ class ServeOptions:
     tokenizer: Path | None = None
     """Folder of the tokenizer, if not the model's."""
     random_weights: bool = False
-    """Build the model from config.json alone, with random weights: for plans and benchmarks."""
+    """Draw the weights instead of reading them, for plans and benchmarks; needs config.json, or a
+    YAML file and --tokenizer."""
     api_key_file: Path | None = None
     """File with one API key a line; the variable ASTRAI_API_KEYS holds them separated by commas."""
     allowed_hosts: str = ""
@@ -73,7 +75,13 @@ class ServeOptions:
     @property
     def name(self) -> str:
         """What clients call the model."""
-        return self.model_name or self.model.resolve().name
+        path = self.model.resolve()
+        return self.model_name or (path.stem if path.is_file() else path.name)
+
+    @property
+    def described_in(self) -> Path:
+        """The file that says what the model is."""
+        return self.model if self.model.is_file() else self.model / "config.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,7 +108,7 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
     Raises:
         ValueError: the folder, its files or an option is wrong; the message says which.
     """
-    _check_folder(options)
+    _check_files(options)
     keys = _read_keys(options.api_key_file)
     defaults = GenerationDefaults.read(options.model)
     from astrai_serve.api.server import bind
@@ -110,13 +118,16 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
         print(f"AstrAI loads {options.model} ...", flush=True)
         from astrai_serve.api import ServerSettings, run_server
         from astrai_serve.engine import InferenceEngine
+        from astrai_serve.model_source import ModelSource, dtype_name
 
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         if options.access_log:
             logging.getLogger("uvicorn.access").setLevel(logging.INFO)
-        tokenizer = _load_tokenizer(options)
+        source = ModelSource.find(options.model, options.dtype, options.random_weights)
+        print(f"  {source.describe()}", flush=True)
+        tokenizer = _load_tokenizer(options, source)
         try:
-            model, why = _load_model(options)
+            model = source.load()
             engine = InferenceEngine(model, tokenizer, config)
         except RuntimeError as error:
             if "allocate memory" not in str(error):
@@ -127,15 +138,15 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
             ) from error
         settings = ServerSettings(
             model_name=options.name,
-            created=int((options.model / "config.json").stat().st_mtime),
-            dtype=_dtype_name(model),
+            created=int(options.described_in.stat().st_mtime),
+            dtype=dtype_name(source.dtype),
             api_keys=keys,
             allowed_hosts=_allowed_hosts(options),
             cors_origins=tuple(_names(options.cors_origins)),
             max_body_bytes=round(options.max_body_mb * 1e6),
             defaults=defaults,
         )
-        report = _report(options, settings, engine, model, why, port)
+        report = _report(options, settings, engine, source, port)
         run_server(
             engine,
             settings,
@@ -146,19 +157,22 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
         )
 
 
-def _check_folder(options: ServeOptions) -> None:
+def _check_files(options: ServeOptions) -> None:
     """Find the common mistakes without torch."""
-    folder = options.model
-    if not folder.exists():
+    path = options.model
+    if not path.exists():
         raise ValueError(
-            f"--model {folder} does not exist; pass a model folder on this disk, "
+            f"--model {path} does not exist; pass a model folder on this disk, "
             "names on the Hugging Face hub are not downloaded"
         )
-    if not folder.is_dir():
-        raise ValueError(f"--model {folder} is a file; pass the model folder that holds it")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"--model {folder} has no config.json: it is not a model folder")
-    text = options.tokenizer or folder
+    if path.is_file() and not options.random_weights:
+        raise ValueError(
+            f"--model {path} is a file; pass the model folder that holds it, or, for a YAML file "
+            "of a model's fields, add --random_weights"
+        )
+    if not options.described_in.is_file():
+        raise ValueError(f"--model {path} has no config.json: it is not a model folder")
+    text = options.tokenizer or path
     if not (text / "tokenizer.json").is_file():
         raise ValueError(f"{text} has no tokenizer.json; --tokenizer names a folder that has one")
 
@@ -187,66 +201,47 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _load_tokenizer(options: ServeOptions) -> "AutoTokenizer":
+def _load_tokenizer(options: ServeOptions, source: "ModelSource") -> "AutoTokenizer":
     from astrai_core.tokenizer import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(options.tokenizer or options.model)
-
-
-def _load_model(options: ServeOptions) -> tuple["Transformer", str]:
-    """Return the model, and why it has the number format it has."""
-    import torch
-
-    from astrai_core.model import AutoModel
-
-    wanted = None if options.dtype == "auto" else getattr(torch, options.dtype)
-    load = AutoModel.random if options.random_weights else AutoModel.from_pretrained
-    model = load(options.model, dtype=wanted)
-    if wanted is not None:
-        return model, "as asked for"
-    if model.output_weight.dtype is torch.float32:
-        return model, "the folder's own" if not options.random_weights else "random weights"
-    features = torch.cpu.get_capabilities()
-    is_native = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    if model.output_weight.dtype is torch.bfloat16 and is_native:
-        return model, "the folder's own"
-    why = f"this CPU does not compute in the folder's {_dtype_name(model)}"
-    return model.to(torch.float32), why
-
-
-def _dtype_name(model: "Transformer") -> str:
-    return str(model.output_weight.dtype).removeprefix("torch.")
+    folder = options.tokenizer or options.model
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.vocab_size > source.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {folder} has {tokenizer.vocab_size} tokens, but {options.model} has "
+            f"a vocab_size of {source.config.vocab_size}: it is not this model's tokenizer"
+        )
+    return tokenizer
 
 
 def _report(
     options: ServeOptions,
     settings: "ServerSettings",
     engine: "InferenceEngine",
-    model: "Transformer",
-    why: str,
+    source: "ModelSource",
     port: int,
 ) -> str:
     """What this server is and can hold, on one screen."""
     import torch
 
     from astrai_serve.engine.kv_storage import KVStorage
+    from astrai_serve.model_source import amount
 
-    parameters = sum(weight.numel() for weight in model.parameters())
-    kv_dtype = model.output_weight.dtype
-    if engine.config.kv_dtype != "auto":
-        kv_dtype = getattr(torch, engine.config.kv_dtype)
+    config = engine.config
+    kv_dtype = source.dtype if config.kv_dtype == "auto" else getattr(torch, config.kv_dtype)
     pages = int(engine.stats()["num_pages"])
-    tokens = pages * engine.config.page_size
-    size = tokens * KVStorage.bytes_per_token(model.config, kv_dtype)
+    tokens = pages * config.page_size
+    size = tokens * KVStorage.bytes_per_token(source.config, kv_dtype)
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http://{host}:{port}"
     threads = torch.get_num_threads()
     rows = {
-        "model": f"{settings.model_name}, {_amount(parameters)} parameters, "
-        f"{model.config.n_layers} layers, context {engine.max_context:,} tokens",
-        "precision": f"{settings.dtype} ({why}), {threads} thread{'s' * (threads != 1)}",
-        "KV cache": f"{pages:,} pages of {engine.config.page_size} = {tokens:,} tokens, up to "
-        f"{size / 1e6:,.0f} MB: {tokens // engine.max_context:,} full conversations at once",
+        "model": f"{settings.model_name}, {amount(source.num_parameters)} parameters, "
+        f"{source.config.n_layers} layers, context {engine.max_context:,} tokens",
+        "precision": f"{settings.dtype} ({source.why}), {threads} thread{'s' * (threads != 1)}",
+        "KV cache": f"{tokens:,} tokens in pages of {config.page_size}, up to {size / 1e6:,.0f} "
+        f"MB: room for {tokens // engine.max_context:,} full contexts",
+        "at once": f"{config.max_running_tasks} answers, {config.max_queued_tasks} more wait",
         "sampling": f"{settings.defaults}, for requests that do not say",
         "access": _access(options, settings),
         "address": f"{address}  (API: {address}/v1; terminal: astrai-chat --url {address})",
@@ -261,13 +256,6 @@ def _access(options: ServeOptions, settings: "ServerSettings") -> str:
     if options.host in _LOOPBACK:
         return "this machine only, without a key"
     return "ANYONE who reaches this address, without a key; --api_key_file sets keys"
-
-
-def _amount(count: int) -> str:
-    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if count >= size:
-            return f"{count / size:.3g}{letter}"
-    return str(count)
 
 
 def _fail(error: Exception, status: int) -> NoReturn:

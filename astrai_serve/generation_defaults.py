@@ -5,6 +5,14 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+# what a request may ask for itself
+_RANGES = {
+    "temperature": (0, 2),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (0, 1),
+    "repetition_penalty": (1e-3, 100),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationDefaults:
@@ -50,6 +58,9 @@ def _number(content: dict[str, object], field: Field[Any], path: Path) -> Any:
     value = content.get(field.name)
     if value is None:
         return field.default
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise ValueError(f"{path}: {field.name} must be a number of 0 or more, not {value!r}")
+    least, most = _RANGES[field.name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError(
+            f"{path}: {field.name} must be a number from {least:g} to {most:g}, not {value!r}"
+        )
     return value
