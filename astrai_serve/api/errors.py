@@ -163,7 +163,7 @@ class UnavailableError(ApiError):
 def from_validation(error: ValidationError, data: object) -> InvalidRequestError:
     """Turn pydantic's findings about `data` into one line about the first parameter at fault."""
     findings = error.errors(include_url=False, include_context=False)
-    paths = [_path(found["loc"], data) for found in findings]
+    paths = [_path(found["loc"], data, found["type"] == "missing") for found in findings]
     # of the members of a union, the one that reads furthest is the one that was meant
     path = max((path for path in paths if path[:1] == paths[0][:1]), key=len)
     here = [found for found, where in zip(findings, paths, strict=True) if where == path]
@@ -176,13 +176,13 @@ def from_validation(error: ValidationError, data: object) -> InvalidRequestError
     )
 
 
-def _path(location: Sequence[int | str], data: object) -> tuple[int | str, ...]:
+def _path(location: Sequence[int | str], data: object, is_missing: bool) -> tuple[int | str, ...]:
     """Keep of a location what leads through `data`; pydantic adds the names of union members."""
     path: list[int | str] = []
     for step in location:
         if isinstance(data, Mapping):
-            # an absent key ends the way; the name of a union member in its place does not lead on
-            if step not in data and step != location[-1]:
+            # what is not there is the absent key that is told of, or the name of a union member
+            if step not in data and not (is_missing and step == location[-1]):
                 continue
             data = data.get(step)
         elif isinstance(data, list) and isinstance(step, int):

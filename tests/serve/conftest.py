@@ -34,11 +34,14 @@ class Script:
         self.go = threading.Event()
         """Cleared, it holds every step back, as a long prefill would."""
         self.go.set()
+        self.hold_at = 0
+        """Steps are held back only once a task in them has said so many tokens."""
         self.tasks: list[Task] = []
 
     def execute(self, chunks: Sequence[Chunk]) -> list[SampledToken | None]:
         """Recite."""
-        self.go.wait(20)
+        if any(chunk.task.num_output_tokens >= self.hold_at for chunk in chunks):
+            assert self.go.wait(20), "a test holds the engine back and does not let it go"
         if self.answer == "crash":
             raise RuntimeError("the script broke")
         return [self._sample(chunk.task) if chunk.samples else None for chunk in chunks]
@@ -63,11 +66,15 @@ class Script:
 class Server:
     """The application on a port of its own."""
 
-    def __init__(self, **settings):
+    def __init__(self, engine_config=None, **settings):
         self.tokenizer = AutoTokenizer.train(TEXTS * 20, 320)
         self.script = Script(self.tokenizer)
-        engine_config = EngineConfig(max_running_tasks=8, max_queued_tasks=8)
-        scheduler = InferenceScheduler(KVCache(64, 16), max_running_tasks=8, max_step_tokens=64)
+        engine_config = engine_config or EngineConfig(max_running_tasks=8, max_queued_tasks=8)
+        scheduler = InferenceScheduler(
+            KVCache(64, 16),
+            max_running_tasks=engine_config.max_running_tasks,
+            max_step_tokens=64,
+        )
         core = EngineCore(
             scheduler,
             self.script,
@@ -103,6 +110,7 @@ class Server:
     def say(self, answer):
         """Let every task answer this."""
         self.script.answer = answer
+        self.script.hold_at = 0
         self.script.tasks.clear()
 
     def chat(self, content="hi", **body):
@@ -114,13 +122,28 @@ class Server:
         """POST a text completion."""
         return self.http.post("/v1/completions", json={"prompt": prompt} | body)
 
-    def wait_idle(self):
-        """Wait until no task is left."""
+    def hold(self, at=0):
+        """Let no step be computed, or none once a task has said so many tokens."""
+        self.script.hold_at = at
+        self.script.go.clear()
+
+    def wait(self, condition):
+        """Wait until something is true."""
         for _ in range(500):
-            if self.engine.stats()["num_open"] == 0 and self.shutdown.num_open == 0:
+            if condition():
                 return
             threading.Event().wait(0.01)
-        raise AssertionError("tasks are left")
+        raise AssertionError("it does not happen")
+
+    def wait_cancelled(self):
+        """Wait until no request is left open, and let the engine go on."""
+        self.wait(lambda: self.shutdown.num_open == 0)
+        self.script.go.set()
+        self.wait_idle()
+
+    def wait_idle(self):
+        """Wait until no task is left."""
+        self.wait(lambda: self.engine.stats()["num_open"] == self.shutdown.num_open == 0)
 
     @staticmethod
     def chunks(response):
@@ -143,10 +166,11 @@ def server(live):
     """The shared server, reciting "hello"."""
     live.wait_idle()
     live.say("hello")
-    return live
+    yield live
+    live.script.go.set()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start_server():
     """Start a server with settings of one's own."""
     return Server
