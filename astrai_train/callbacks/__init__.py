@@ -1,0 +1,1 @@
+"""What a run does beside learning: checkpoints, resuming, signals and its report."""

@@ -1,0 +1,121 @@
+"""SIGTERM and Ctrl-C save the run at its next optimizer step and end it.
+
+A handler only sets a flag, which the training thread reads where a checkpoint is possible.
+Lightning's own handler raises wherever a batch happens to end, and exits with 0 or 1.
+"""
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from astrai_train.callbacks.checkpoint import FolderCheckpoint
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StoppedBySignalError(Exception):
+    """The run was saved and ended, as a signal asked."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
+        self.number = number
+        self.step = step
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports for a process that this signal ended."""
+        return 128 + self.number
+
+
+class Preemption(Callback):
+    """End the run at its next optimizer step after a signal; a second signal ends it at once.
+
+    Args:
+        checkpoint: saves the run.
+    """
+
+    def __init__(self, checkpoint: FolderCheckpoint) -> None:
+        self._checkpoint = checkpoint
+        self._received: int | None = None
+        self._previous: dict[int, Any] = {}
+        self._process = os.getpid()
+
+    @property
+    def received(self) -> int | None:
+        """Number of the signal that asked to stop."""
+        return self._received
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals over, from Lightning too."""
+        self._process = os.getpid()
+        for number in _SIGNALS:
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Let ranks agree, so that all save the same step."""
+        if trainer.world_size > 1:
+            mine = self._received is not None
+            if trainer.strategy.reduce_boolean_decision(mine, all=False) and not mine:
+                self._received = int(signal.SIGTERM)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop before a step; the last one has been logged by now."""
+        self._stop(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop before a validation, which the continued run begins with."""
+        self._stop(trainer)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop within a validation, which the continued run repeats."""
+        self._stop(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop between epochs."""
+        self._stop(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def _stop(self, trainer: Trainer) -> None:
+        if self._received is None or trainer.sanity_checking:
+            return
+        if self._checkpoint.is_between_steps:
+            self._checkpoint.save(trainer)
+            raise StoppedBySignalError(self._received, trainer.global_step)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a loader's worker, which ends with its parent
+        if self._received is None:
+            self._received = number
+            return
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()

@@ -1,0 +1,279 @@
+"""Going on where a run stopped, so that nothing but the clock tells it from one never stopped.
+
+Lightning restores weights, optimizer, schedule and counters. Its counters, saved in the middle of
+its loops, lead into a dozen half-states on the way back (a validation run twice or not at all, an
+epoch counted once too little). So a checkpoint knows three moments only, all of them between two
+optimizer steps: between two batches, before a validation that is due, and between two epochs.
+`settle_loops` writes Lightning's counters for each, and `Resume` restores what Lightning does not
+save: the random numbers.
+"""
+
+# Lightning has no public way to ask where its loops are
+# pyright: reportPrivateUsage=false
+
+import dataclasses
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from astrai_train.metrics_file import MetricsFile
+
+BoundaryKind = Literal["batch", "validation", "epoch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boundary:
+    """A moment between two optimizer steps, when a checkpoint is possible."""
+
+    kind: BoundaryKind
+    """What comes next: another batch, a validation, or another epoch."""
+    epoch: int
+    """Number of the epoch that the last batch belongs to, from 0."""
+    num_batches: int
+    """Batches done in this epoch."""
+    total_batches: int
+    """Batches done in all epochs."""
+    step: int
+    """Optimizer steps done."""
+    loaders: list[dict[str, Any]]
+    """States of the training loaders."""
+    random: dict[str, Any]
+    """Random numbers; kept, since a validation that follows may draw some."""
+
+    @classmethod
+    def after_batch(cls, trainer: Trainer) -> "Boundary | None":
+        """Return the moment after a training batch, or None inside an accumulation window."""
+        fit = trainer.fit_loop
+        if fit._should_accumulate():
+            return None
+        assert fit._data_fetcher is not None
+        assert fit._combined_loader is not None
+        progress = fit.epoch_loop.batch_progress
+        kind: BoundaryKind = "batch"
+        if fit.epoch_loop._should_check_val_fx(fit._data_fetcher):
+            kind = "validation"
+        elif fit.epoch_loop._num_ready_batches_reached():
+            kind = "epoch"
+        return cls(
+            kind=kind,
+            epoch=trainer.current_epoch,
+            num_batches=progress.current.ready,
+            total_batches=progress.total.ready,
+            step=trainer.global_step,
+            loaders=fit._combined_loader._state_dicts(),
+            random=random_state(),
+        )
+
+    def after_validation(self, trainer: Trainer) -> "Boundary":
+        """Return the same moment with its validation done."""
+        if self.kind != "validation":
+            return self
+        is_epoch_end = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        return dataclasses.replace(self, kind="epoch" if is_epoch_end else "batch")
+
+
+def settle_loops(state: dict[str, Any], boundary: Boundary) -> None:
+    """Rewrite the state of Lightning's fit loop to one that it resumes from exactly.
+
+    Args:
+        state: `FitLoop.state_dict()`, saved at or after the boundary; changed in place.
+        boundary: the moment to go on from.
+    """
+    state["state_dict"]["combined_loader"] = boundary.loaders
+    # the step that ended with the last batch is counted by Lightning when it goes on
+    state["epoch_loop.state_dict"]["_batches_that_stepped"] = boundary.step - 1
+    done, total = boundary.num_batches, boundary.total_batches
+    last = state["epoch_loop.batch_progress"]["is_last_batch"]
+    batches: dict[str, Any]
+    validation = _progress(_counts(0), _counts(0)) | {"is_last_batch": False}
+    epochs = boundary.epoch
+    epoch_progress = _progress(
+        *[_counts(epochs + 1) | {"processed": epochs, "completed": epochs}] * 2
+    )
+    match boundary.kind:
+        case "batch":
+            # as if saved by the last batch's own hook: done, but not yet counted as completed
+            batches = _progress(
+                _counts(total) | {"completed": total - 1}, _counts(done) | {"completed": done - 1}
+            ) | {"is_last_batch": False}
+        case "validation":
+            # as if stopped in the first batch of the validation, which therefore begins anew
+            batches = _progress(_counts(total), _counts(done)) | {"is_last_batch": last}
+            validation["total"] = _counts(1) | {"processed": 0, "completed": 0}
+        case "epoch":
+            batches = _progress(_counts(total), _counts(0)) | {"is_last_batch": False}
+            epoch_progress = _progress(_counts(epochs + 1), _counts(epochs + 1))
+            _reset(state["epoch_loop.scheduler_progress"])
+            for progress in state["epoch_loop.automatic_optimization.optim_progress"].values():
+                _reset(progress)
+    state["epoch_loop.batch_progress"] = batches
+    state["epoch_loop.val_loop.batch_progress"] = validation
+    state["epoch_progress"] = epoch_progress
+
+
+def _counts(value: int) -> dict[str, int]:
+    return {"ready": value, "started": value, "processed": value, "completed": value}
+
+
+def _progress(total: dict[str, int], current: dict[str, int]) -> dict[str, Any]:
+    return {"total": dict(total), "current": dict(current)}
+
+
+def _reset(progress: dict[str, Any]) -> None:
+    """Set what is counted within an epoch to 0, at whatever depth it stands."""
+    for name, value in progress.items():
+        if name == "current":
+            value.update(dict.fromkeys(value, 0))
+        elif isinstance(value, dict):
+            _reset(value)
+
+
+class Resume(Callback):
+    """Give a resumed run the random numbers of the run that stopped, at the right moment.
+
+    Making a loader's iterator draws a random number, and a resumed run makes one where the run
+    that stopped had it already: so the numbers are restored after that.
+    """
+
+    def __init__(self) -> None:
+        self._kind: BoundaryKind | None = None
+        self._random: dict[str, Any] = {}
+        self._loaders: list[dict[str, Any]] = []
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep what is to be restored until its moment."""
+        if trainer.state.fn == "fit" and "boundary" in checkpoint:
+            self._kind = checkpoint["boundary"]
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsFile):
+                    logger.rewind(checkpoint["global_step"], self._kind == "validation")
+            self._random = checkpoint["random"]
+            self._loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The validation that was due comes first."""
+        if self._kind == "validation":
+            set_random_state(self._random)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the numbers until the iterator of the training loader is made."""
+        if self._kind == "validation" and not trainer.sanity_checking:
+            self._random = random_state()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the epoch as the run that stopped would have."""
+        if self._kind == "epoch":
+            fit = trainer.fit_loop
+            assert fit._combined_loader is not None
+            assert fit._data_fetcher is not None
+            # Lightning restores no loader where the last epoch is complete
+            fit._combined_loader._load_state_dicts(self._loaders)
+            set_random_state(self._random)
+            iter(fit._data_fetcher)
+        self._end(trainer)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Go on within an epoch."""
+        if self._kind is not None:
+            set_random_state(self._random)
+            self._end(trainer)
+
+    def _end(self, trainer: Trainer) -> None:
+        if self._kind is not None:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        self._kind = None
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of every random generator as tensors and numbers."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)  # noqa: NPY002
+    assert isinstance(keys, numpy.ndarray)
+    state = {
+        "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
+        "numpy": {
+            "name": str(name),
+            "keys": torch.from_numpy(keys.astype(numpy.int64)),
+            "position": int(position),
+            "has_gauss": int(has_gauss),
+            "cached": float(cached),
+        },
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what `random_state` returned."""
+    python, legacy = state["python"], state["numpy"]
+    random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
+    keys = legacy["keys"].numpy().astype(numpy.uint32)
+    numpy.random.set_state(  # noqa: NPY002
+        (legacy["name"], keys, legacy["position"], legacy["has_gauss"], legacy["cached"])
+    )
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+MAY_CHANGE = frozenset(
+    {
+        "ckpt_path",
+        "weights_only",
+        "fresh",
+        "config",
+        "checkpoint",
+        "report",
+        "trainer.default_root_dir",
+        "trainer.max_steps",
+        "trainer.max_epochs",
+        "trainer.min_steps",
+        "trainer.min_epochs",
+        "trainer.max_time",
+        "trainer.logger",
+        "trainer.log_every_n_steps",
+        "trainer.enable_progress_bar",
+        "trainer.enable_model_summary",
+        "trainer.profiler",
+        "data.init_args.num_workers",
+    }
+)
+"""Keys that may differ between a run and its continuation: horizon, time limits and logging."""
+
+HORIZON = tuple(f"trainer.{name}" for name in ("max_steps", "max_epochs", "max_time"))
+
+
+def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Describe each setting that a continued run must not change, and does."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    return [
+        f"{key} was {before.get(key)!r} and is now {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not _may_change(key)
+    ]
+
+
+def _may_change(key: str) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[:n]) in MAY_CHANGE for n in range(1, len(parts) + 1))
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{key}.")
+        else:
+            yield key, value

@@ -1,0 +1,280 @@
+"""A training run: LightningCLI with checkpoint folders, exact resume and signals built in.
+
+A run lives in one folder, `trainer.default_root_dir`:
+
+    config.yaml     the whole configuration; `astrai-train fit --config` takes it
+    metrics.csv     what was logged
+    checkpoints/    model folders and `last`
+    finished.json   there once the run is complete
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace, set_parsing_settings
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from astrai_core.atomic_folder import read_last
+from astrai_train.callbacks.checkpoint import FOLDER, FolderCheckpoint, FolderCheckpointIO
+from astrai_train.callbacks.preemption import Preemption
+from astrai_train.callbacks.report import progress
+from astrai_train.callbacks.resume import HORIZON, Resume, changed_keys
+from astrai_train.data.module import TokenDataModule
+from astrai_train.metrics_file import METRICS, MetricsFile
+from astrai_train.modules import SEQModule, SFTModule
+
+CONFIG = "config.yaml"
+FINISHED = "finished.json"
+_ASIDE = "earlier"
+SHORT_NAMES = (SEQModule, SFTModule, TokenDataModule)
+"""Classes that a configuration names without their module: importing them makes it possible."""
+
+
+class FinishedError(Exception):
+    """The run that is asked for is complete; the message says where it is."""
+
+
+class Run(LightningCLI):
+    """One command of `astrai-train`, from its arguments to its end.
+
+    Args:
+        arguments: command and options, as on the command line.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        options = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=42,
+            trainer_defaults={
+                "default_root_dir": "runs/train",
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 10,
+                "gradient_clip_val": 1.0,
+                "enable_model_summary": False,
+            },
+            parser_kwargs={
+                "prog": "astrai-train",
+                **options,
+                **{name: dict(options) for name in self.subcommands()},
+            },
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=list(arguments),
+        )
+
+    def execute(self) -> None:
+        """Do what the command says, with the classes that are built by now."""
+        assert self.subcommand is not None
+        super()._run_subcommand(self.subcommand)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Leave the run to `execute`: a wrong option and a failed run are told apart."""
+
+    @property
+    def stopped_by(self) -> int | None:
+        """Number of the signal that the run has received."""
+        return self.preemption.received
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add our own options beside those of trainer, model and data."""
+        parser.add_lightning_class_args(FolderCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--fresh",
+            type=bool,
+            default=False,
+            help="Put an earlier run of the same folder aside and start at step 0.",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, without Lightning's warning about arguments that do not come from `sys.argv`."""
+        self.config = parser.parse_args(args)
+
+    @property
+    def settings(self) -> Namespace:
+        """The configuration of this command."""
+        return self.config[self.config.subcommand]
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.settings.trainer.default_root_dir or ".")
+
+    @property
+    def last(self) -> Path | None:
+        """The newest checkpoint of the run."""
+        return read_last(self.folder / FOLDER)
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what needs no model to be refused."""
+        if isinstance(self.settings.seed_everything, bool):
+            raise ValueError("seed_everything must be a whole number, so that the run can resume")
+        if self.settings.trainer.enable_checkpointing is False:
+            raise ValueError(
+                "trainer.enable_checkpointing must not be false: a run always ends in a "
+                "checkpoint; checkpoint.every_n_steps and checkpoint.every_minutes say when else"
+            )
+        self.plain_config = self._plain_config()
+        if self.subcommand != "fit" or self.settings.ckpt_path or self._is_dry:
+            return
+        if self.settings.fresh:
+            _put_aside(self.folder)
+        elif self.last is not None:
+            self._refuse_changes(self.last)
+            self._refuse_finished(self.last)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with everything that a run of ours has."""
+        given = self._get(self.config_init, "trainer")
+        checkpoint = self._get(self.config_init, "checkpoint")
+        self.preemption = Preemption(checkpoint)
+        callbacks = [*_listed(given.callbacks), Resume(), self.preemption]
+        if given.enable_progress_bar is not False and not given.barebones:
+            callbacks.append(progress(given.log_every_n_steps))
+        logger = given.logger
+        if logger in (None, True):
+            logger = MetricsFile(self.folder) if self.subcommand == "fit" else False
+        return super().instantiate_trainer(
+            callbacks=callbacks,
+            logger=logger,
+            plugins=[*_listed(given.plugins), FolderCheckpointIO(self.model)],
+            **kwargs,
+        )
+
+    def fit(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        ckpt_path: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Train, from the last checkpoint where there is one."""
+        resumed = Path(ckpt_path) if ckpt_path else None
+        if not self._is_dry:
+            resumed = resumed or self.last
+            if self.trainer.is_global_zero:
+                self._begin(resumed)
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=resumed, **options)
+        if not self._is_dry and self.trainer.is_global_zero:
+            self._end()
+
+    def validate(self, **options: Any) -> None:
+        """Measure the run's last checkpoint on the validation data."""
+        self.trainer.validate(**self._with_weights(options))
+
+    def test(self, **options: Any) -> None:
+        """Measure the run's last checkpoint on the test data."""
+        self.trainer.test(**self._with_weights(options))
+
+    def predict(self, **options: Any) -> None:
+        """Run the last checkpoint over the prediction data."""
+        self.trainer.predict(**self._with_weights(options))
+
+    @property
+    def _is_dry(self) -> bool:
+        return bool(self.settings.trainer.fast_dev_run)
+
+    def _plain_config(self) -> dict[str, Any]:
+        text = self.parser.dump(self.config, skip_link_targets=False, skip_none=False)
+        config: dict[str, Any] = yaml.safe_load(text)[self.subcommand]
+        config.pop("config", None)
+        return config
+
+    def _refuse_changes(self, last: Path) -> None:
+        file = self.folder / CONFIG
+        if not file.is_file():
+            raise ValueError(
+                f"{self.folder} holds checkpoints but no {CONFIG}, so that nobody can say whether "
+                f"{last.name} belongs to this configuration; choose another "
+                "trainer.default_root_dir, or start over with --fresh"
+            )
+        changed = changed_keys(yaml.safe_load(file.read_text("utf-8")), self.plain_config)
+        if changed:
+            raise ValueError(
+                f"{self.folder} holds a run with other settings: {'; '.join(changed)}. Change them "
+                "back, choose another trainer.default_root_dir, or start over with --fresh"
+            )
+
+    def _refuse_finished(self, last: Path) -> None:
+        file = self.folder / FINISHED
+        if file.is_file():
+            finished = json.loads(file.read_text("utf-8"))
+            if finished == {"checkpoint": last.name, "horizon": self._horizon()}:
+                raise FinishedError(
+                    f"the run in {self.folder} is finished: {last} is its model folder. To train "
+                    "on, raise trainer.max_steps or trainer.max_epochs; to start over, use --fresh"
+                )
+
+    def _horizon(self) -> dict[str, Any]:
+        trainer = self.plain_config["trainer"]
+        return {key: trainer[key.removeprefix("trainer.")] for key in HORIZON}
+
+    def _begin(self, resumed: Path | None) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        header = "# The whole configuration of this run.\n"
+        text = header + yaml.safe_dump(self.plain_config, sort_keys=False, allow_unicode=True)
+        (self.folder / CONFIG).write_text(text, encoding="utf-8")
+        if resumed is None:
+            (self.folder / METRICS).unlink(missing_ok=True)
+        parameters = sum(weight.numel() for weight in self.model.parameters())
+        start = f"goes on from {resumed}" if resumed else "starts"
+        _say(f"{type(self.model).__name__}, {parameters:,} parameters, in {self.folder}: {start}")
+
+    def _end(self) -> None:
+        last = self.last
+        if last is None:
+            _say("nothing was trained: the horizon is 0 steps")
+            return
+        content = json.dumps({"checkpoint": last.name, "horizon": self._horizon()})
+        temporary = self.folder / f".{FINISHED}"
+        temporary.write_text(content + "\n", encoding="utf-8")
+        temporary.replace(self.folder / FINISHED)
+        served = f"astrai-serve --model {self.folder}/{FOLDER}/last"
+        _say(f"finished after {self.trainer.global_step} steps; serve it: {served}")
+
+    def _with_weights(self, options: dict[str, Any]) -> dict[str, Any]:
+        path = options.get("ckpt_path") or self.last
+        if path is None:
+            _say(f"{self.folder} has no checkpoint: the weights are those that `model` begins with")
+        else:
+            _say(f"weights of {path}")
+        return options | {"ckpt_path": path}
+
+
+def _put_aside(folder: Path) -> None:
+    """Move what an earlier run left into a folder beside, whose number is free."""
+    names = [name for name in (FOLDER, CONFIG, METRICS, FINISHED) if (folder / name).exists()]
+    if not names:
+        return
+    number = 1
+    while (folder / f"{_ASIDE}-{number}").exists():
+        number += 1
+    aside = folder / f"{_ASIDE}-{number}"
+    aside.mkdir()
+    for name in names:
+        (folder / name).rename(aside / name)
+    _say(f"the earlier run is in {aside} now")
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    sys.stdout.write(f"astrai-train: {text}\n")
+    sys.stdout.flush()
