@@ -4,7 +4,6 @@ A tensor that is missing, left over or of another shape is an error by name; a m
 random weight where the folder had none.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from astrai_core.model.config import read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -21,12 +22,15 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder.
 
     Raises:
-        ValueError: there are none, or a shard of the index is missing.
+        ValueError: there are none, the index is not one, or a shard of it is missing.
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
-        shards = sorted(set(json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()))
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{folder / INDEX} has no weight_map of tensors to files")
+        shards = sorted(set(map(str, weight_map.values())))
         for shard in shards:
             if Path(shard).name != shard:
                 raise ValueError(f"{folder / INDEX} names {shard!r}, which is not in the folder")
