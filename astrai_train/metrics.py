@@ -38,5 +38,5 @@ class TokenLikelihood(Metric):
         loss = self.nats / self.num_tokens
         values = {"loss": loss, "ppl": loss.exp()}
         if self.num_bytes > 0:
-            values["bpb"] = self.nats / (math.log(2) * self.num_bytes)
+            values["bpb"] = self.nats / math.log(2) / self.num_bytes
         return values

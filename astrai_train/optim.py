@@ -1,7 +1,7 @@
 """The optimizer of a run, and which weights it decays."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -39,7 +39,7 @@ class OptimizerConfig:
             raise ValueError(f"eps must be above 0, not {self.eps}")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Split what is trained into decayed matrices and the rest, each in the model's own order."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, Embedding | nn.Embedding)}
     decayed, free = [], []

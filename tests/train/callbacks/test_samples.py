@@ -21,6 +21,9 @@ class Rows(L.LightningDataModule):
     def train_dataloader(self) -> "Rows":
         return self
 
+    def val_dataloader(self) -> "Rows":
+        return self
+
     def __len__(self) -> int:
         return self.num_train_batches
 
