@@ -2,7 +2,8 @@
 
 Templates come with downloaded model folders, so they are untrusted code. Jinja's sandbox keeps them
 from Python's internals but not from looping for ever or building a string of a terabyte; the limits
-below do. They bound steps, time and the size of every value a template can grow.
+below do. They bound steps, time, the size of every value a template can grow, and the sum of them
+all. A list counts as what it would print: nested in itself thirty times over, it prints for ever.
 """
 
 import hashlib
@@ -26,8 +27,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 Message = Mapping[str, Any]
 
 MAX_STEPS = 200_000
-MAX_SECONDS = 10.0
+MAX_SECONDS = 5.0
 MAX_CHARACTERS = 8_000_000
+_MAX_TOTAL = 25 * MAX_CHARACTERS
+_MAX_ITEMS = 1_000_000
 _MAX_BITS = 4096
 _MAX_WIDTH = 100_000
 
@@ -144,12 +147,26 @@ class _Budget:
 
     def __init__(self) -> None:
         self.steps = MAX_STEPS
+        self.characters = _MAX_TOTAL
         self.deadline = time.monotonic() + MAX_SECONDS
 
-    def spend(self) -> None:
+    def step(self) -> None:
+        """Take one step of a loop."""
         self.steps -= 1
         if self.steps < 0:
             raise _LimitError(f"more than {MAX_STEPS} loop steps")
+        self.check_time()
+
+    def build(self, value: object) -> None:
+        """Account for a value that the template made."""
+        size = _measure(value) if isinstance(value, _SIZED) else 0
+        _check_size(size)
+        self.characters -= size
+        if self.characters < 0:
+            raise _LimitError(f"values of more than {_MAX_TOTAL} characters together")
+        self.check_time()
+
+    def check_time(self) -> None:
         if time.monotonic() > self.deadline:
             raise _LimitError(f"more than {MAX_SECONDS:.0f} seconds")
 
@@ -160,6 +177,29 @@ _BUDGET: ContextVar[_Budget] = ContextVar("chat_template_budget")
 def _check_size(size: int) -> None:
     if size > MAX_CHARACTERS:
         raise _LimitError(f"a value of more than {MAX_CHARACTERS} characters")
+
+
+_SIZED = str | list | tuple | dict
+
+
+def _measure(value: object) -> int:
+    """Characters of all text in a value, as often as it stands there."""
+    if isinstance(value, str):
+        return len(value)
+    total, items, waiting = 0, 0, [value]
+    while waiting:
+        item = waiting.pop()
+        items += 1
+        if isinstance(item, str):
+            total += len(item)
+        elif isinstance(item, dict):
+            waiting += item.keys()
+            waiting += item.values()
+        elif isinstance(item, list | tuple):
+            waiting += item
+        if items + len(waiting) > _MAX_ITEMS:
+            raise _LimitError(f"a value of more than {_MAX_ITEMS} items")
+    return total
 
 
 class _Generation(Extension):
@@ -177,31 +217,40 @@ class _Limits(Extension):
     """Calls that the environment weaves into every template; no template name can shadow them."""
 
     def step(self) -> str:
-        _BUDGET.get().spend()
+        _BUDGET.get().step()
         return ""
 
-    def sized(self, value: str) -> str:
-        _check_size(len(value))
+    def built(self, value: Any) -> Any:
+        _BUDGET.get().build(value)
         return value
 
     def weave(self, template: nodes.Template) -> nodes.Template:
-        """Count each loop step and macro call, and measure each concatenation."""
+        """Count each loop step and macro call, and measure each value that is put together."""
         for body in [node.body for node in template.find_all((nodes.For, nodes.Macro))]:
             body.insert(0, nodes.ExprStmt(self.call_method("step", lineno=1), lineno=1))
-        self._wrap_concatenations(template)
+        self._wrap_values(template)
         return template
 
-    def _wrap_concatenations(self, node: nodes.Node) -> None:
+    def _wrap_values(self, node: nodes.Node) -> None:
         for name, value in list(node.iter_fields()):
             children = value if isinstance(value, list) else [value]
             for index, child in enumerate(children):
                 if not isinstance(child, nodes.Node):
                     continue
-                self._wrap_concatenations(child)
-                if isinstance(child, nodes.Concat):
-                    children[index] = self.call_method("sized", [child], lineno=child.lineno)
+                self._wrap_values(child)
+                is_stored = isinstance(node, nodes.Assign) and name == "node"
+                if isinstance(child, nodes.Expr) and (is_stored or _is_putting_together(child)):
+                    children[index] = self.call_method("built", [child], lineno=child.lineno)
             if not isinstance(value, list):
                 setattr(node, name, children[0])
+
+
+def _is_putting_together(node: nodes.Expr) -> bool:
+    if isinstance(node, nodes.Tuple) and node.ctx != "load":
+        return False
+    if isinstance(node, nodes.Getitem):
+        return isinstance(node.arg, nodes.Slice)
+    return isinstance(node, nodes.Concat | nodes.List | nodes.Tuple | nodes.Dict)
 
 
 class _TemplateEnvironment(ImmutableSandboxedEnvironment):
@@ -224,14 +273,19 @@ class _TemplateEnvironment(ImmutableSandboxedEnvironment):
             _check_size(_length(left) + _length(right))
         elif operator == "%" and isinstance(left, str):
             _check_percent_format(left)
-        return super().call_binop(context, operator, left, right)
+        result = super().call_binop(context, operator, left, right)
+        _BUDGET.get().build(result)
+        return result
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Check what a string method could grow to before calling it."""
         owner = getattr(obj, "__self__", None)
         if isinstance(owner, str):
             _check_growth(obj.__name__, owner, [*args, *kwargs.values()])
-        return super().call(context, obj, *args, **kwargs)
+        result = super().call(context, obj, *args, **kwargs)
+        if owner is not self.extensions[_Limits.identifier]:
+            _BUDGET.get().build(result)
+        return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Check field widths where Jinja takes the format method into its own hands."""
@@ -289,9 +343,20 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             _check_percent_format(str(value))
         else:
             _check_widths(options)
-        return function(*args[:passed], value, *rest, **kwargs)
+        result = function(*args[:passed], value, *rest, **kwargs)
+        _BUDGET.get().build(result)
+        return result
 
     return bounded
+
+
+@jinja2.pass_context  # so that it is not called on constants, before there is a budget
+def _printed(context: Context, value: object) -> str:
+    """What `{{ value }}` writes, also into blocks that become a value again."""
+    del context
+    text = str(value)
+    _BUDGET.get().build(text)
+    return text
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -324,6 +389,7 @@ def _environment() -> _TemplateEnvironment:
         trim_blocks=True,
         lstrip_blocks=True,
         autoescape=False,
+        finalize=_printed,
         extensions=[_Generation, LoopControlExtension, _Limits],
     )
     environment.filters.update({n: _bounded(n, f) for n, f in environment.filters.items()})
