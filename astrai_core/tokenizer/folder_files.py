@@ -27,7 +27,12 @@ def add_missing_tokens(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
     if not isinstance(listed, Mapping):
         raise ValueError("tokenizer_config.json: added_tokens_decoder is not an object")
     for token_id, flags in sorted(listed.items(), key=lambda item: int(item[0])):
-        token = AddedToken(**{k: v for k, v in flags.items() if k != "__type"})
+        try:
+            token = AddedToken(**{k: v for k, v in flags.items() if k != "__type"})
+        except (AttributeError, TypeError):
+            raise ValueError(
+                f"tokenizer_config.json: {flags!r} does not describe a token"
+            ) from None
         add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
         add([token])
         if tokenizer.token_to_id(token.content) != int(token_id):
@@ -38,6 +43,8 @@ def add_missing_tokens(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
     more = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
         value = config.get(key) or []
+        if not isinstance(value, Mapping | list):
+            raise ValueError(f"tokenizer_config.json: {key} is not a list of tokens")
         more += value.values() if isinstance(value, Mapping) else value
     names = [text_of(token) for token in [*(config.get(role) for role in ROLES), *more]]
     known = {
@@ -46,15 +53,19 @@ def add_missing_tokens(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
     tokenizer.add_special_tokens([name for name in names if name and name not in known])
 
 
-def named_templates(value: object) -> dict[str, ChatTemplate]:
+def named_templates(value: Any) -> dict[str, ChatTemplate]:
     """Named templates from one string, or from the list form with a name for each."""
     if value is None:
         return {}
     if isinstance(value, str):
         return {"default": ChatTemplate(value)}
-    if isinstance(value, list):
+    try:
         return {entry["name"]: ChatTemplate(entry["template"]) for entry in value}
-    raise ValueError("tokenizer_config.json: chat_template is neither a string nor a list")
+    except (KeyError, TypeError):
+        raise ValueError(
+            "tokenizer_config.json: chat_template is neither a string nor a list of names and "
+            "templates"
+        ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -71,4 +82,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as a reader would lay it out."""
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")

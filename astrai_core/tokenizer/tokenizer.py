@@ -160,7 +160,8 @@ class AutoTokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._markup.save(str(folder / "tokenizer.json"))
+        # not its own save(), which reports a full disk as a bare Exception
+        (folder / "tokenizer.json").write_text(self._markup.to_str(pretty=True), "utf-8")
         write_json(folder / "tokenizer_config.json", self._config)
         generation = folder / "generation_config.json"
         write_json(
@@ -217,7 +218,9 @@ class AutoTokenizer:
             return self._markup.encode(rendered, add_special_tokens=False).ids
         pieces = list(self._stand_ins.cut(rendered))
         restored = restore(rendered, protected)
-        if len(list(self._stand_ins.cut(restored))) == len(pieces):
+        if list(self._stand_ins.cut(restored)) == [
+            (restore(piece, protected), is_control) for piece, is_control in pieces
+        ]:
             return self._markup.encode(restored, add_special_tokens=False).ids
         ids: list[int] = []
         for piece, is_control in pieces:
