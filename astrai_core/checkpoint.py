@@ -9,6 +9,7 @@ name is always whole; `last` is a link that moves afterwards. Nothing is pickled
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from astrai_core.model.weights import read_tensors, write_tensors
 from astrai_core.tokenizer import AutoTokenizer
 
 _TRAINER = "trainer"
+_PLAIN = (bool, int, float, str, type(None))
 
 
 @dataclass(kw_only=True)
@@ -105,31 +107,44 @@ def save_state(folder: Path, state: dict[str, object]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, object]:
-    """Read what `save_state` wrote; tensors are copies that own their memory."""
+    """Read what `save_state` wrote; tensors are copies that own their memory.
+
+    Raises:
+        ValueError: a file is missing or damaged, or the two do not belong together.
+    """
+    for name in ("state.safetensors", "state.json"):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} lacks {name}: the trainer's state is not whole")
     tensors = {name: t.clone() for name, t in read_tensors(folder / "state.safetensors")}
-    state = _decode(read_json(folder / "state.json"), tensors)
+    try:
+        state = _decode(read_json(folder / "state.json"), tensors)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'state.json'} is damaged ({error!r})") from error
     assert isinstance(state, dict)
     return state
 
 
 def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> object:
     if isinstance(value, Tensor):
+        name = f"{len(tensors)} {path}"  # numbered, for 1 and "1" may stand in one dict
         # a clone: safetensors refuses tensors that share memory
-        tensors[path] = value.detach().clone(memory_format=torch.contiguous_format)
-        return {"tensor": path}
+        tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
     if isinstance(value, dict):
+        for key in value:
+            if type(key) not in _PLAIN:
+                raise TypeError(f"{path} has the key {key!r}, which a checkpoint cannot hold")
         # pairs, because keys may be integers, which JSON would turn into strings
         return {"dict": [[k, _encode(v, f"{path}/{k}", tensors)] for k, v in value.items()]}
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [_encode(v, f"{path}/{n}", tensors) for n, v in enumerate(value)]}
-    if value is None or type(value) in (bool, int, float, str):
+    if type(value) in _PLAIN:
         return {"value": value}
     raise TypeError(f"{path} is a {type(value).__name__}, which a checkpoint cannot hold")
 
 
-def _decode(node: object, tensors: dict[str, Tensor]) -> object:
-    assert isinstance(node, dict)
+def _decode(node: dict[str, Any], tensors: dict[str, Tensor]) -> object:
     ((kind, content),) = node.items()
     if kind == "tensor":
         return tensors[content]

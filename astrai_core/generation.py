@@ -3,6 +3,7 @@
 Nothing here knows text: stop strings travel through, and an engine with a tokenizer honours them.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,6 +69,11 @@ class SamplingParams:
         self._require("presence_penalty", -100 <= self.presence_penalty <= 100, "from -100 to 100")
         self._require("frequency_penalty", -100 <= self.frequency_penalty <= 100, "-100 to 100")
         self._require("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0")
+        self._require(
+            "logit_bias",
+            all(token_id >= 0 and math.isfinite(bias) for token_id, bias in self.logit_bias),
+            "made of token ids and finite numbers",
+        )
         self._require("stop", all(self.stop), "made of non-empty strings")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")

@@ -92,7 +92,8 @@ def to_fields(config: Json) -> Json:
 def _read_rope(config: Json, fields: Json) -> set[str]:
     # transformers 5 moved rope_theta and rope_scaling into rope_parameters
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    assert isinstance(parameters, dict)
+    if not isinstance(parameters, dict):
+        raise ValueError(f"rope parameters {parameters!r} are not understood")
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind != "default":
         raise ValueError(f"rope scaling {kind!r} is not supported yet; only the default rope is")
@@ -100,7 +101,8 @@ def _read_rope(config: Json, fields: Json) -> set[str]:
     if extra or parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"rope parameters {parameters!r} are not understood")
     theta = parameters.get("rope_theta", config.get("rope_theta", 10000.0))
-    assert isinstance(theta, int | float)
+    if not isinstance(theta, int | float):
+        raise ValueError(f"rope_theta must be a number, not {theta!r}")
     fields["rope_theta"] = float(theta)
     return {"rope_parameters", "rope_scaling", "rope_theta"}
 
@@ -110,10 +112,9 @@ def _read_window(config: Json, fields: Json) -> set[str]:
     if config["model_type"] in ("qwen2", "qwen3") and not config.get("use_sliding_window", False):
         window = None
     kinds = config.get("layer_types") or []
-    assert isinstance(kinds, list)
-    wanted = {"sliding_attention" if window else "full_attention"}
-    if kinds and set(kinds) != wanted:
-        raise ValueError(f"layer_types {sorted(set(kinds))} do not fit sliding_window {window}")
+    wanted = "sliding_attention" if window else "full_attention"
+    if not isinstance(kinds, list) or any(kind != wanted for kind in kinds):
+        raise ValueError(f"layer_types {kinds!r} do not fit sliding_window {window}")
     first_full = config.get("max_window_layers")
     if window and isinstance(first_full, int) and first_full > 0:
         raise ValueError(

@@ -88,10 +88,13 @@ def parse_config(content: dict[str, object], folder: Path) -> tuple[ModelConfig,
         raise ValueError(f"{folder / 'config.json'}: {error}") from error
 
 
-def write_model(folder: Path, config: dict[str, object], state: Mapping[str, Tensor]) -> None:
+def write_model(folder: Path, config: Mapping[str, object], state: Mapping[str, Tensor]) -> None:
     """Write `config.json` and the weights, given under our names, into an existing folder."""
     named = {huggingface.to_disk_name(name): tensor for name, tensor in state.items()}
     write_tensors(folder / WEIGHTS, named)
+    # transformers reads the weights in the type that a foreign config.json names
+    dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    config = {**config} | {key: dtype for key in ("dtype", "torch_dtype") if key in config}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

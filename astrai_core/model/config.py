@@ -6,9 +6,10 @@ Everything is checked once, here; the modules trust it.
 import dataclasses
 import difflib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard, cast
 
 MODEL_TYPE = "astrai"
 # Hugging Face writes these into every config.json; they say nothing about the architecture
@@ -101,7 +102,7 @@ class ModelConfig:
             raise ValueError(f"{name} must be an integer of 0 or more, not {value!r}")
         if annotation == int | None and value is not None and (type(value) is not int or value < 1):
             raise ValueError(f"{name} must be a positive integer or null, not {value!r}")
-        if annotation is float and not (isinstance(value, int | float) and value > 0):
+        if annotation is float and not (_is_number(value) and value > 0):
             raise ValueError(f"{name} must be a positive number, not {value!r}")
         choices = getattr(annotation, "__args__", ()) if "Literal" in str(annotation) else ()
         if choices and value not in choices:
@@ -173,6 +174,7 @@ class ModelConfig:
             return
         extra = [name for name, value in moe.items() if value]
         extra += ["n_shared_experts"] if self.n_shared_experts else []
+        extra += ["moe_topk_method"] if self.moe_topk_method != "greedy" else []
         if extra:
             raise ValueError(f"{', '.join(extra)} are for ffn_type moe, not mlp")
 
@@ -230,6 +232,10 @@ class ModelConfig:
         file = Path(path)
         file = file / "config.json" if file.is_dir() else file
         file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return type(value) in (int, float) and math.isfinite(cast("float", value))
 
 
 def read_json(file: Path) -> dict[str, object]:

@@ -140,7 +140,7 @@ def _onednn(values: Tensor, weight: Tensor, handle: int) -> Tensor:
 
 def _int_mm(values: Tensor, weight: Tensor, handle: int) -> Tensor:
     del handle
-    return torch._int_mm(values, weight.t()).float()
+    return torch.ops.aten._int_mm(values, weight.t()).float()
 
 
 _LIBRARY = torch.library.Library("astrai", "FRAGMENT")

@@ -24,7 +24,8 @@ class RotaryEmbedding(nn.Module):
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines, each (N, D/2) float32, of positions (N,)."""
         exponent = torch.arange(0, self.dim, 2, device=position_ids.device).float() / self.dim
-        angle = position_ids.float()[:, None] * self.base**-exponent  # (N, D/2)
+        # 1 / base^e, not base^-e: the last bit counts a hundred thousand times at that position
+        angle = position_ids.float()[:, None] * (1.0 / self.base**exponent)  # (N, D/2)
         return angle.cos(), angle.sin()
 
 

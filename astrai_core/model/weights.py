@@ -4,6 +4,7 @@ A tensor that is missing, left over or of another shape is an error by name; a m
 random weight where the folder had none.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -84,21 +85,33 @@ def assign_weights(
         module: takes the tensors, often built on the meta device.
         tensors: names, as `module.state_dict()` has them, and values.
         source: named in errors.
-        dtype: type of floating-point weights; None keeps the file's.
+        dtype: type of floating-point weights; None keeps the file's, the widest where they differ.
+
+    Raises:
+        ValueError: the names, shapes or kinds of numbers are not those of the module.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    state = module.state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     found: dict[str, Tensor] = {}
     for name, tensor in tensors:
         if name not in wanted:
             raise ValueError(f"{source} holds the unknown tensor {name}")
+        if name in found:
+            raise ValueError(f"{source} holds the tensor {name} twice")
         if tuple(tensor.shape) != wanted[name]:
             raise ValueError(
                 f"{source}: {name} has shape {tuple(tensor.shape)}, config.json asks {wanted[name]}"
             )
+        if tensor.is_floating_point() != state[name].is_floating_point():
+            raise ValueError(f"{source}: {name} holds numbers of another kind ({tensor.dtype})")
         target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         found[name] = tensor.to(target, copy=True)
     missing = sorted(wanted.keys() - found.keys())
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(f"{source} lacks {', '.join(missing[:3])}{more}")
+    floats = {name: t for name, t in found.items() if t.is_floating_point()}
+    if len({t.dtype for t in floats.values()}) > 1:
+        widest = functools.reduce(torch.promote_types, (t.dtype for t in floats.values()))
+        found |= {name: t.to(widest) for name, t in floats.items()}
     module.load_state_dict(found, assign=True)
