@@ -36,17 +36,11 @@ class ResumableLoader:
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
+        self.num_workers = num_workers
         self._order = sampler
         self._resumed = False
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=_FullBatches(sampler, batch_size),
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # its own: seeding workers from the global one would disturb what training draws
-            generator=torch.Generator(),
-        )
+        self._iterator: object | None = None
+        """Lightning stops the workers of what bears this name and sets it to None."""
 
     def __len__(self) -> int:
         """Batches of a whole epoch, on each rank."""
@@ -58,9 +52,23 @@ class ResumableLoader:
         if order.consumed and (finished or not self._resumed):
             order.set_epoch(order.epoch + 1)
         self._resumed = False
-        for batch in self._loader:
+        if self._iterator is None:
+            self._loader = self._make_loader()
+        self._iterator = iterator = iter(self._loader)
+        for batch in iterator:
             order.advance(self.batch_size * order.world_size)
             yield batch
+
+    def _make_loader(self) -> DataLoader[Tensors]:
+        return DataLoader(
+            self.dataset,
+            batch_sampler=_FullBatches(self._order, self.batch_size),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # its own: seeding workers from the global one would disturb what training draws
+            generator=torch.Generator(),
+        )
 
     def state_dict(self) -> dict[str, int]:
         """The place after the last batch that was handed out; the same on every rank."""

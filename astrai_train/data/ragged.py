@@ -3,8 +3,9 @@
 The flat arrays may be views of files: nothing here copies more than it is asked for.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +27,9 @@ class Ragged:
 
     def __init__(self, segments: Sequence[Array], offsets: Offsets) -> None:
         self._segments = [segment for segment in segments if len(segment)]
-        self._bounds = np.cumsum([0, *map(len, self._segments)], dtype=np.int64)
+        self._bounds = list(accumulate(map(len, self._segments), initial=0))
         self.offsets = offsets
-        total = int(self._bounds[-1])
+        total = self._bounds[-1]
         if offsets.ndim != 1 or not len(offsets) or offsets[0] != 0 or offsets[-1] != total:
             raise ValueError(f"the offsets do not lead from 0 to {total}")
         if np.any(offsets[1:] < offsets[:-1]):
@@ -60,7 +61,7 @@ class Ragged:
     @property
     def total(self) -> int:
         """Number of values in all sequences."""
-        return int(self._bounds[-1])
+        return self._bounds[-1]
 
     @property
     def lengths(self) -> Offsets:
@@ -75,13 +76,12 @@ class Ragged:
 
     def flat(self, start: int, stop: int) -> Array:
         """The values from `start` to `stop`, over the edges of sequences."""
-        pieces = [
-            segment[max(start - first, 0) : stop - first]
-            for segment, (first, last) in zip(
-                self._segments, pairwise(self._bounds.tolist()), strict=True
-            )
-            if first < stop and start < last
-        ]
+        pieces: list[Array] = []
+        segment = bisect_right(self._bounds, start) - 1
+        while start < stop:
+            first, last = self._bounds[segment : segment + 2]
+            pieces.append(self._segments[segment][start - first : stop - first])
+            start, segment = last, segment + 1
         if len(pieces) == 1:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)

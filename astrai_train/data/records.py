@@ -34,6 +34,8 @@ class Record:
     line: int
     """Where it begins, from 1; in a JSON array its number in the array."""
     content: Mapping[str, Any]
+    size: int
+    """Bytes of the file it takes, for progress."""
 
     @property
     def place(self) -> str:
@@ -155,48 +157,65 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
-    for number, line in _lines(path):
+    for number, line, size in _lines(path):
         if line.strip():
             try:
                 content = json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
-                reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deep"
-                raise ValueError(f"{path} line {number} is not JSON: {reason}") from None
-            yield _record(path, number, content)
+                raise ValueError(f"{path} line {number} is not JSON: {_reason(error)}") from None
+            yield _record(path, number, content, size)
 
 
 def _json_array(path: Path) -> Iterator[Record]:
-    text = "".join(line for _, line in _lines(path))
+    text = "".join(line for _, line, _ in _lines(path))
     try:
         items = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        reason = str(error) if isinstance(error, json.JSONDecodeError) else "nested too deep"
         raise ValueError(
-            f"{path} is not JSON: {reason}; one record a line is called .jsonl"
+            f"{path} is not JSON: {_reason(error)}; a file with one record a line is named .jsonl"
         ) from None
     if not isinstance(items, list):
         raise ValueError(f"{path} must hold a list of records: [{{...}}, ...]")
     for number, content in enumerate(items, 1):
-        yield _record(path, number, content)
+        yield _record(path, number, content, path.stat().st_size // len(items))
 
 
 def _documents(path: Path) -> Iterator[Record]:
-    lines: list[str] = []
-    start = 1
-    number = 0
-    for number, line in _lines(path):
+    document = _Document(path, 1)
+    found = False
+    for number, line, size in _lines(path):
         if line.strip() == DOCUMENT_END:
-            if "".join(lines).strip():
-                yield Record(file=path, line=start, content={"text": "".join(lines).strip("\r\n")})
-            lines = []
-            start = number + 1
+            if not document.is_blank:
+                found = True
+                yield document.record()
+            document = _Document(path, number + 1)
         else:
-            lines.append(line)
-    if "".join(lines).strip() or start == 1:
-        yield Record(file=path, line=start, content={"text": "".join(lines).strip("\r\n")})
+            document.lines.append(line)
+            document.size += size
+    if not document.is_blank or not found:
+        yield document.record()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+class _Document:
+    """The lines of a text file up to the next mark."""
+
+    def __init__(self, file: Path, first_line: int) -> None:
+        self.file = file
+        self.first_line = first_line
+        self.lines: list[str] = []
+        self.size = 0
+
+    @property
+    def is_blank(self) -> bool:
+        return not any(line.strip() for line in self.lines)
+
+    def record(self) -> Record:
+        text = "".join(self.lines).strip("\r\n")
+        return Record(file=self.file, line=self.first_line, content={"text": text}, size=self.size)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str, int]]:
+    """Number, text and bytes of each line."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -206,15 +225,21 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     f"{path} line {number} is not UTF-8: byte {error.start + 1} is "
                     f"{line[error.start]:#04x}; convert it, say: iconv -f gb18030 -t utf-8"
                 ) from None
-            yield number, text
+            yield number, text, len(line)
 
 
-def _record(path: Path, number: int, content: object) -> Record:
+def _reason(error: json.JSONDecodeError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return f"{error.msg} (line {error.lineno} column {error.colno})"
+
+
+def _record(path: Path, number: int, content: object, size: int) -> Record:
     if not isinstance(content, dict):
         raise ValueError(
             f"{path} {place_word(path)} {number} must be an object {{...}}, not {content!r:.40}"
         )
-    return Record(file=path, line=number, content=content)
+    return Record(file=path, line=number, content=content, size=size)
 
 
 def guess_stage(path: Path) -> Stage:

@@ -13,6 +13,7 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,9 @@ class Storage:
         columns = {
             name: Ragged.join([part.columns[name] for part in parts]) for name in first.columns
         }
-        sources = [source for part in parts for source in part.sources]
-        return cls(first.stage, columns, sources, np.concatenate([part.lines for part in parts]))
+        sources = groupby((one for part in parts for one in part.sources), lambda source: source[0])
+        counts = [(name, sum(count for _, count in group)) for name, group in sources]
+        return cls(first.stage, columns, counts, np.concatenate([part.lines for part in parts]))
 
     def __len__(self) -> int:
         return len(self.columns["input_ids"])
