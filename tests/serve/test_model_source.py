@@ -1,0 +1,88 @@
+from typing import Any
+
+import pytest
+import torch
+
+import astrai_serve.model_source
+from astrai_core.model import AutoModel, ModelConfig
+from astrai_serve.model_source import ModelSource
+
+FIELDS: Any = {
+    "vocab_size": 300,
+    "dim": 16,
+    "n_layers": 1,
+    "n_heads": 2,
+    "dim_ffn": 32,
+    "max_len": 64,
+}
+# by hand: embedding, q k v o, gate up down, two block norms and two head norms, the last norm
+NUM_PARAMETERS = 300 * 16 + 4 * 16 * 16 + 3 * 16 * 32 + 2 * 16 + 2 * 8 + 16
+
+
+def write(folder, dtype):
+    AutoModel.save_pretrained(AutoModel.from_config(ModelConfig(**FIELDS), dtype), folder)
+    return folder
+
+
+def capabilities(monkeypatch, **features):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+
+
+@pytest.mark.parametrize(
+    ("stored", "native", "chosen", "why"),
+    [
+        (torch.float32, False, torch.float32, "the folder's own"),
+        (torch.bfloat16, True, torch.bfloat16, "the folder's own"),
+        (torch.bfloat16, False, torch.float32, "does not compute in the folder's bfloat16"),
+        (torch.float16, True, torch.float32, "does not compute in the folder's float16"),
+    ],
+)
+def test_auto_is_what_this_cpu_computes_in(tmp_path, monkeypatch, stored, native, chosen, why):
+    capabilities(monkeypatch, avx512_bf16=native)
+    source = ModelSource.find(write(tmp_path / "m", stored), "auto", is_random=False)
+    assert source.dtype is chosen
+    assert why in source.why
+    assert {weight.dtype for weight in source.load().parameters()} == {chosen}
+
+
+def test_what_is_asked_for_is_what_is_loaded(tmp_path):
+    source = ModelSource.find(write(tmp_path / "m", torch.float32), "bfloat16", is_random=False)
+    assert source.load().output_weight.dtype is torch.bfloat16
+
+
+def test_the_memory_is_said_before_it_is_taken(tmp_path, monkeypatch):
+    memory = tmp_path / "meminfo"
+    memory.write_text("MemTotal: 99 kB\nMemAvailable: 2000 kB\nSwapFree: 1000 kB\n")
+    monkeypatch.setattr(astrai_serve.model_source, "_MEMORY", memory)
+    source = ModelSource.find(write(tmp_path / "m", torch.float32), "auto", is_random=False)
+    assert source.num_parameters == NUM_PARAMETERS
+    told = source.describe()
+    assert f"{NUM_PARAMETERS / 1000:.3g}k parameters" in told
+    assert "3.1 MB of memory are free" in told
+    memory.write_text("MemAvailable: 10 kB\n")
+    with pytest.raises(MemoryError, match=r"only 0\.0 MB are free; --dtype bfloat16"):
+        source.describe()
+
+
+def test_a_yaml_file_is_read_as_training_reads_it(tmp_path):
+    file = tmp_path / "one.yaml"
+    lines = [f"{name}: {value}" for name, value in FIELDS.items()]
+    file.write_text("\n".join([*lines, "norm_eps: 1e-5  # no point", "n_kv_heads: null"]))
+    source = ModelSource.find(file, "auto", is_random=True)
+    assert source.config == ModelConfig(**FIELDS, norm_eps=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("dim: [", "one.yaml"),
+        ("- 1", "fields of ModelConfig"),
+        ("n_head: 2", "did you mean n_heads"),
+        ("dim: wide", "dim must be a positive integer, not 'wide'"),
+    ],
+)
+def test_a_wrong_yaml_file_says_so(tmp_path, content, words):
+    file = tmp_path / "one.yaml"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=words):
+        ModelSource.find(file, "auto", is_random=True)
