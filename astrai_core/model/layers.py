@@ -61,4 +61,5 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (..., dim)."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.norm_eps)
+        # under autocast heads are bfloat16 and the weight is not; the fused kernel wants one type
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.norm_eps)

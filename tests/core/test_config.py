@@ -1,10 +1,11 @@
 import json
+from typing import Any
 
 import pytest
 
 from astrai_core.model import ModelConfig
 
-MLA = {
+MLA: dict[str, Any] = {
     "attn_type": "mla",
     "use_qk_norm": False,
     "kv_lora_rank": 16,
@@ -19,6 +20,28 @@ def test_saved_fields_come_back(tmp_path):
     config.save(tmp_path)
     assert ModelConfig.load(tmp_path) == config
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "astrai"
+
+
+def test_the_seed_names_all_its_fields():
+    named = """vocab_size dim n_layers norm_eps dim_ffn tie_weight max_len rope_theta n_heads
+        n_kv_heads use_qk_norm use_gated_attention attn_type ffn_type n_routed_experts
+        n_shared_experts n_activated_experts moe_topk_method"""
+    assert set(named.split()) <= ModelConfig().to_dict().keys()
+
+
+@pytest.mark.parametrize("changes", [{}, MLA, {"sliding_window": 7, "attention_bias": True}])
+def test_every_field_survives_a_file_of_any_name(changes, tmp_path):
+    config = ModelConfig(**changes)
+    config.save(tmp_path / "shape.json")
+    assert ModelConfig.load(tmp_path / "shape.json") == config
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_a_file_that_is_no_object_is_named(tmp_path):
+    for content, message in (("[1]", "must hold a JSON object"), ("{", "is not readable JSON")):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ValueError, match=f"config.json {message}"):
+            ModelConfig.load(tmp_path)
 
 
 def test_derived_widths():
@@ -37,10 +60,31 @@ def test_derived_widths():
         ({"vocab_size": -1}, "vocab_size must be a positive integer"),
         ({"tie_weight": "yes"}, "tie_weight must be true or false"),
         ({"norm_eps": 0}, "norm_eps must be a positive number"),
+        ({"norm_eps": True}, "norm_eps must be a positive number"),
+        ({"rope_theta": float("inf")}, "rope_theta must be a positive number"),
+        ({"rope_theta": float("nan")}, "rope_theta must be a positive number"),
+        ({"rope_theta": "10000"}, "rope_theta must be a positive number"),
+        ({"dim": 2.0}, "dim must be a positive integer"),
+        ({"n_heads": True}, "n_heads must be a positive integer"),
+        ({"sliding_window": 0}, "sliding_window must be a positive integer or null"),
+        ({"n_kv_heads": 0}, "n_kv_heads must be a positive integer or null"),
         ({"attn_type": "mha"}, "attn_type must be one of gqa, mla"),
         ({"kv_lora_rank": 16}, "kv_lora_rank are for attn_type mla"),
         ({"attn_type": "mla"}, "attn_type mla needs kv_lora_rank"),
         ({**MLA, "use_qk_norm": True}, "use_qk_norm true contradicts attn_type mla"),
+        ({**MLA, "n_kv_heads": 2}, "n_kv_heads 2 contradicts attn_type mla"),
+        ({**MLA, "head_dim": 32}, "head_dim 32 contradicts attn_type mla"),
+        ({**MLA, "qk_rope_head_dim": 3}, "qk_rope_head_dim 3 must be even"),
+        ({"moe_topk_method": "noaux_tc"}, "moe_topk_method are for ffn_type moe"),
+        (
+            {
+                "ffn_type": "moe",
+                "n_routed_experts": 4,
+                "n_activated_experts": 5,
+                "dim_ffn_expert": 8,
+            },
+            "n_activated_experts 5 exceeds n_routed_experts 4",
+        ),
         ({"n_routed_experts": 4}, "n_routed_experts are for ffn_type moe"),
         ({"ffn_type": "moe", "n_routed_experts": 4}, "ffn_type moe needs n_activated_experts"),
     ],

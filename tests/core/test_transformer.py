@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -6,7 +7,14 @@ import torch
 from astrai_core.model import DecoderBlock, ModelConfig, PackedAttention, Transformer
 from astrai_core.model.attention import GQA
 
-SMALL = {"vocab_size": 50, "dim": 32, "n_layers": 2, "dim_ffn": 48, "n_heads": 4, "n_kv_heads": 2}
+SMALL: dict[str, Any] = {
+    "vocab_size": 50,
+    "dim": 32,
+    "n_layers": 2,
+    "dim_ffn": 48,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+}
 
 
 def make(**changes) -> Transformer:
@@ -73,3 +81,60 @@ def test_positions_restart_without_changing_anything_relative():
 def test_flat_tokens_need_a_context():
     with pytest.raises(ValueError, match="without an attention context"):
         make()(torch.arange(5))
+
+
+def test_logits_and_hidden_states_belong_together():
+    model, ids = make(tie_weight=False), torch.randint(50, (2, 6))
+    out = model(ids)
+    assert out["hidden_states"].shape == (2, 6, 32)
+    torch.testing.assert_close(out["logits"], out["hidden_states"] @ model.output_weight.t())
+
+
+def test_a_tied_matrix_learns_from_both_ends():
+    model = make()
+    model(torch.tensor([[3, 4]]))["logits"][0, :, 7].sum().backward()
+    grad = model.embed_tokens.weight.grad
+    assert grad is not None
+    assert [row.any().item() for row in grad[[3, 4, 7, 9]]] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_of_the_meta_device_can_be_drawn(tied):
+    config = ModelConfig(**SMALL, tie_weight=tied, attention_bias=True)
+    with torch.device("meta"):
+        model = Transformer(config)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.data.fill_(torch.nan)
+    torch.manual_seed(5)
+    model.reset_parameters()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    norms = [p for name, p in model.named_parameters() if "norm" in name]
+    assert all((norm == 1).all() for norm in norms)
+    assert model(torch.randint(50, (1, 4)))["logits"].isfinite().all()
+
+
+def test_what_is_added_to_the_stream_starts_smaller_with_depth():
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(vocab_size=9, dim=256, n_layers=8, dim_ffn=512))
+    projections = [
+        p for n, p in model.named_parameters() if n.endswith(("o_proj.weight", "down_proj.weight"))
+    ]
+    assert len(projections) == 16
+    assert all(abs(p.std().item() / (0.02 / 4) - 1) < 0.05 for p in projections)
+
+
+def test_one_token_at_a_time_from_any_shape():
+    """With a context the ids may be flat, as the engine passes them."""
+    model, ids = make(), torch.randint(50, (2, 5))
+    flat = model(ids.flatten(), torch.arange(5).repeat(2), PackedAttention.of_rows(2, 5))
+    torch.testing.assert_close(flat["logits"].view(2, 5, -1), model(ids)["logits"])
+
+
+def test_autocast_to_bfloat16_stays_close():
+    model, ids = make(), torch.randint(50, (2, 6))
+    exact = model(ids)["logits"]
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model(ids)["logits"]
+    assert 0 < (rough.float() - exact).norm() / exact.norm() < 0.05
