@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "astrai-serve"
 KEYS_VARIABLE = "ASTRAI_API_KEYS"
+_NUM_BYTE_TOKENS = 259  # bytes and the chat template's three marks
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -49,7 +50,7 @@ class ServeOptions:
     """Folder of the tokenizer, if not the model's."""
     random_weights: bool = False
     """Draw the weights instead of reading them, for plans and benchmarks; needs config.json, or a
-    YAML file and --tokenizer."""
+    YAML file. Without a tokenizer, tokens are bytes, and those beyond have no text."""
     api_key_file: Path | None = None
     """File with one API key a line; the variable ASTRAI_API_KEYS holds them separated by commas."""
     allowed_hosts: str = ""
@@ -76,6 +77,11 @@ class ServeOptions:
         """What clients call the model."""
         path = self.model.resolve()
         return self.model_name or (path.stem if path.is_file() else path.name)
+
+    @property
+    def speaks_bytes(self) -> bool:
+        """Whether there is no tokenizer, so that bytes are the tokens."""
+        return self.tokenizer is None and self.model.is_file()
 
     @property
     def described_in(self) -> Path:
@@ -172,7 +178,7 @@ def _check_files(options: ServeOptions) -> None:
     if not options.described_in.is_file():
         raise ValueError(f"--model {path} has no config.json: it is not a model folder")
     text = options.tokenizer or path
-    if not (text / "tokenizer.json").is_file():
+    if not options.speaks_bytes and not (text / "tokenizer.json").is_file():
         raise ValueError(f"{text} has no tokenizer.json; --tokenizer names a folder that has one")
 
 
@@ -204,6 +210,8 @@ def _load_tokenizer(options: ServeOptions, source: "ModelSource") -> "AutoTokeni
     from astrai_core.tokenizer import AutoTokenizer
 
     folder = options.tokenizer or options.model
+    if options.speaks_bytes:
+        return AutoTokenizer.train([], _NUM_BYTE_TOKENS)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.vocab_size > source.config.vocab_size:
         raise ValueError(

@@ -108,8 +108,13 @@ def _size(num_bytes: int) -> str:
 def _read_yaml(file: Path) -> ModelConfig:
     try:
         fields = get_loader("yaml")(file.read_text("utf-8"))
+        # in a piece of a training configuration, as those under configs/model are, they lie deeper
+        for name in ("model", "init_args", "model"):
+            fields = fields.get(name, fields) if isinstance(fields, dict) else None
         if not isinstance(fields, dict):
-            raise ValueError("it must hold the fields of ModelConfig, one a line")
+            raise ValueError(
+                "it must hold the fields of ModelConfig, one a line, or under model.init_args.model"
+            )
         return ModelConfig.from_dict(fields)
     except (ValueError, YAMLError) as error:
         raise ValueError(f"{file}: {error}") from error

@@ -1,0 +1,37 @@
+import json
+
+import pytest
+
+from astrai_serve.generation_defaults import GenerationDefaults
+
+
+def read(folder, content):
+    (folder / "generation_config.json").write_text(json.dumps(content))
+    return GenerationDefaults.read(folder)
+
+
+def test_a_folder_without_the_file_filters_nothing(tmp_path):
+    assert GenerationDefaults.read(tmp_path) == GenerationDefaults()
+    assert str(GenerationDefaults()) == "temperature 1"
+
+
+def test_the_folders_wishes_are_told(tmp_path):
+    wishes = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": [1, 2]}
+    defaults = read(tmp_path, wishes)
+    assert defaults == GenerationDefaults(temperature=0.6, top_k=20, top_p=0.95)
+    assert str(defaults) == "temperature 0.6, top_k 20, top_p 0.95"
+
+
+def test_a_folder_that_does_not_sample_is_greedy(tmp_path):
+    assert read(tmp_path, {"do_sample": False, "temperature": 0.6}).temperature == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("top_p", 1.5), ("temperature", -1), ("top_k", "20"), ("repetition_penalty", 0)],
+)
+def test_a_wish_out_of_range_is_refused_at_the_start(tmp_path, name, value):
+    with pytest.raises(
+        ValueError, match=rf"generation_config.json: {name} must be .* not {value!r}"
+    ):
+        read(tmp_path, {name: value})
