@@ -1,8 +1,11 @@
+import dataclasses
+
 import pytest
 import torch
 
 from astrai_core.model import ModelConfig, Transformer
-from astrai_train.optim import OptimizerConfig, build_optimizer, parameter_groups
+from astrai_train.muon import Muon
+from astrai_train.optim import OptimizerConfig, build_optimizer, muon_groups, parameter_groups
 
 SMALL = ModelConfig(
     vocab_size=20, dim=16, n_layers=1, dim_ffn=24, n_heads=2, attention_bias=True, tie_weight=False
@@ -45,8 +48,29 @@ def test_the_first_step_is_adams_by_hand():
         torch.testing.assert_close(after.detach(), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("tied", "output_lr"), [(False, {0.004, 0.03}), (True, {0.004})])
+def test_muon_moves_the_matrices_of_the_blocks_only(tied, output_lr):
+    model = Transformer(dataclasses.replace(SMALL, tie_weight=tied))
+    config = OptimizerConfig(name="muon", lr=0.02, adamw_lr=0.004, embedding_lr=0.03)
+    hidden, *others = muon_groups(model, config)
+    ids = {id(p) for n, p in model.named_parameters() if n.endswith("_proj.weight")}
+    assert {id(parameter) for parameter in hidden["params"]} == ids
+    assert {group["lr"] for group in others} == output_lr
+    assert sum(len(group["params"]) for group in (hidden, *others)) == len([*model.parameters()])
+    assert isinstance(build_optimizer(model, config), Muon)
+
+
 @pytest.mark.parametrize(
-    "fields", [{"lr": 0.0}, {"weight_decay": -1.0}, {"betas": (0.9, 1.0)}, {"eps": 0.0}]
+    "fields",
+    [
+        {"lr": 0.0},
+        {"weight_decay": -1.0},
+        {"betas": (0.9, 1.0)},
+        {"eps": 0.0},
+        {"momentum": 1.0},
+        {"adamw_lr": 0},
+        {"embedding_lr": -1},
+    ],
 )
 def test_a_bad_field_is_refused_by_name(fields):
     with pytest.raises(ValueError, match=f"{next(iter(fields))} must be"):
