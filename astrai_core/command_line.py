@@ -1,11 +1,13 @@
 """Options from dataclasses: a field is an option, the string under it its help.
 
-An option is taken with dashes as with underscores, and a switch without its `true`. What is wrong
-is said in one line that names the option, the value and the way out.
+An option is taken with dashes as with underscores, a switch without its `true`, and a list as the
+values that follow its name. What is wrong is said in one line that names the option, the value and
+the way out.
 """
 
 import dataclasses
 import difflib
+import json
 import re
 import types
 import typing
@@ -78,15 +80,26 @@ def _build(kind: type[First], values: dict[str, object]) -> First:
 
 def _normalized(arguments: Sequence[str], kinds: dict[str, object]) -> list[str]:
     result: list[str] = []
+    lists: dict[str, list[str]] = {}
+    filling: list[str] | None = None
     for position, argument in enumerate(arguments):
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
-            argument = "--" + name[2:].replace("-", "_") + equals + value
+            name = name[2:].replace("-", "_")
+            argument = f"--{name}{equals}{value}"
+            filling = None
+            if typing.get_origin(kinds.get(name)) is list:
+                filling = lists.setdefault(name, [])
+                filling += [value] if equals else []
+                continue
             following = arguments[position + 1 : position + 2]
             if kinds.get(argument[2:]) is bool and following not in (["true"], ["false"]):
                 argument += "=true"
+        elif filling is not None:
+            filling.append(argument)
+            continue
         result.append(argument)
-    return result
+    return result + [f"--{name}={json.dumps(values)}" for name, values in lists.items() if values]
 
 
 def _line(message: str, kinds: dict[str, object], program: str) -> str:
@@ -113,6 +126,8 @@ def _wording(kind: object) -> str:
     """Say what values a type has."""
     if typing.get_origin(kind) is Literal:
         return " or ".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) is list:
+        return f"one or more of: {_wording(typing.get_args(kind)[0])}"
     if isinstance(kind, types.UnionType):
         members = [one for one in typing.get_args(kind) if one is not type(None)]
         return " or ".join([*map(_wording, members), "null"])

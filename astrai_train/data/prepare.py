@@ -89,8 +89,12 @@ def prepare(
     for stale in set(out.parent.glob(f".{out.name}.parts-*")) - {folder}:
         shutil.rmtree(stale)
     folder.mkdir(parents=True, exist_ok=True)
-    with _bar(sum(file.stat().st_size for file in files), out.name, show_progress) as bar:
-        count = _make_parts(files, folder, job, workers or os.cpu_count() or 1, bar)
+    try:
+        with _bar(sum(file.stat().st_size for file in files), out.name, show_progress) as bar:
+            count = _make_parts(files, folder, job, workers or os.cpu_count() or 1, bar)
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
     parts = [H5Storage(_part_path(folder, number)) for number in range(count)]
     write_h5(out, header, Storage.join(parts), job.digest)
     shutil.rmtree(folder)

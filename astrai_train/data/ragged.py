@@ -10,7 +10,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[np.integer | np.bool_]
 Offsets = NDArray[np.int64]
 
 
@@ -36,7 +36,7 @@ class Ragged:
             raise ValueError("the offsets go backwards")
 
     @classmethod
-    def of(cls, sequences: Iterable[Sequence[int]], dtype: type[np.generic]) -> "Ragged":
+    def of(cls, sequences: Iterable[Sequence[int]], dtype: type[np.integer | np.bool_]) -> "Ragged":
         """Lay sequences end to end."""
         arrays = [np.asarray(sequence, dtype=dtype) for sequence in sequences]
         flat = np.concatenate(arrays) if arrays else np.zeros(0, dtype=dtype)

@@ -162,7 +162,8 @@ def _json_lines(path: Path) -> Iterator[Record]:
             try:
                 content = json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f"{path} line {number} is not JSON: {_reason(error)}") from None
+                where = f"{path} line {number}"
+                raise ValueError(f"{where} is not JSON: {_reason(error)}") from None
             yield _record(path, number, content, size)
 
 
@@ -231,7 +232,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str, int]]:
 def _reason(error: json.JSONDecodeError | RecursionError) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    return f"{error.msg} (line {error.lineno} column {error.colno})"
+    line = f"line {error.lineno} " if error.lineno > 1 else ""
+    return f"{error.msg} at {line}column {error.colno}"
 
 
 def _record(path: Path, number: int, content: object, size: int) -> Record:

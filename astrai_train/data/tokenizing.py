@@ -37,7 +37,7 @@ def end_of_text_id(tokenizer: AutoTokenizer) -> int:
     return tokenizer.eos_id
 
 
-def token_dtype(tokenizer: AutoTokenizer) -> type[np.generic]:
+def token_dtype(tokenizer: AutoTokenizer) -> type[np.integer]:
     """The narrowest type that holds every id."""
     return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
 

@@ -1,0 +1,272 @@
+"""`astrai-data`: text becomes a tokenizer, and records become files to train on.
+
+Nothing here needs torch, so that each command starts at once.
+"""
+
+import difflib
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from astrai_core.command_line import CommandLineError, parse_one
+from astrai_train.data.records import Record, Stage, find_files, guess_stage, read_records
+from astrai_train.data.tokenizing import Answers
+
+PROGRAM = "astrai-data"
+_SAMPLED_TEXTS = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerOptions:
+    """Train a byte-level BPE tokenizer; the same text always gives the same tokenizer."""
+
+    input: list[Path]
+    """Text or records to learn from: files, and folders of them."""
+    out: Path
+    """Folder to write."""
+    vocab_size: int = 4096
+    """Number of tokens; a large one costs a small model most of its time in the output layer."""
+    overwrite: bool = False
+    """Replace a tokenizer that is there; data prepared with it must be prepared again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """Tokenise records into one H5 file; run again, it goes on where it was interrupted."""
+
+    stage: Stage
+    """seq for documents, {"text"}; sft for chats, {"messages"} or {"prompt", "completion"}."""
+    tokenizer: Path
+    """Folder of the tokenizer."""
+    input: list[Path]
+    """Records: .jsonl, .json or .txt files, and folders of them."""
+    out: Path
+    """The .h5 file to write."""
+    answers: Answers = "all"
+    """Which answers of a chat are taught, where the chat template can tell them apart."""
+    workers: int = 0
+    """Processes; 0 takes one for each core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """Show what a file teaches: trained tokens green, the others dim, and its counts."""
+
+    input: list[Path]
+    """Files of one stage, prepared or not; may be given without the option's name."""
+    tokenizer: Path
+    """Folder of the tokenizer."""
+    stage: Stage | None = None
+    """What records are read as; null guesses it from the first one."""
+    window_size: int = 0
+    """Show rows of so many tokens, packed as training packs them; 0 shows samples."""
+    first: int = 0
+    """Number of the first sample or row to show."""
+    count: int = 3
+    """How many to show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurriculumOptions:
+    """Write the built-in bilingual curriculum: train.jsonl, val.jsonl and held_out.jsonl."""
+
+    out: Path
+    """Folder to write."""
+    train: int = 80_000
+    """Number of training chats."""
+    held_out: int = 200
+    """Number of held-out chats of each task."""
+    seed: int = 0
+    """Another seed draws other items."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorporaOptions:
+    """Write the demo's Chinese and English text, from packages, as train.jsonl and val.jsonl."""
+
+    out: Path
+    """Folder to write."""
+    characters: int = 1_000_000
+    """At most so many of each source."""
+
+
+Options = TokenizerOptions | PrepareOptions | InspectOptions | CurriculumOptions | CorporaOptions
+
+COMMANDS: dict[str, type[Options]] = {
+    "tokenizer": TokenizerOptions,
+    "prepare": PrepareOptions,
+    "inspect": InspectOptions,
+    "curriculum": CurriculumOptions,
+    "corpora": CorporaOptions,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit: 2 for wrong options, 1 for what failed later."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        sys.exit(0 if arguments else 2)
+    try:
+        options = _parse(arguments[0], arguments[1:])
+    except CommandLineError as error:
+        _fail(error, status=2)
+    logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(message)s")
+    try:
+        _run(options)
+    except KeyboardInterrupt:
+        _fail(InterruptedError("interrupted"), status=130)
+    except (ValueError, OSError, MemoryError) as error:
+        _fail(error, status=1)
+
+
+def _help() -> str:
+    lines = [f"usage: {PROGRAM} COMMAND [options]", "", "commands:"]
+    lines += [f"  {name:<12}{kind.__doc__}" for name, kind in COMMANDS.items()]
+    return "\n".join([*lines, "", f"{PROGRAM} COMMAND --help lists the options of a command."])
+
+
+def _parse(command: str, arguments: list[str]) -> Options:
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise CommandLineError(f"no command {command}{hint} ({PROGRAM} --help lists all)")
+    if command == "inspect" and arguments and not arguments[0].startswith("-"):
+        arguments = ["--input", *arguments]
+    return parse_one(arguments, f"{PROGRAM} {command}", COMMANDS[command])
+
+
+def _run(options: Options) -> None:
+    match options:
+        case TokenizerOptions():
+            train_tokenizer(options)
+        case PrepareOptions():
+            prepare_file(options)
+        case InspectOptions():
+            inspect_files(options)
+        case CurriculumOptions():
+            curriculum(options)
+        case CorporaOptions():
+            corpora(options)
+
+
+def train_tokenizer(options: TokenizerOptions) -> None:
+    """Run `astrai-data tokenizer`."""
+    from astrai_core.tokenizer import AutoTokenizer
+
+    if (options.out / "tokenizer.json").exists() and not options.overwrite:
+        raise ValueError(
+            f"--out {options.out} holds a tokenizer already; --overwrite replaces it, and what was "
+            "prepared with it must be prepared again"
+        )
+    files = find_files(options.input)
+    tokenizer = AutoTokenizer.train(
+        _texts(files), options.vocab_size, show_progress=sys.stderr.isatty()
+    )
+    tokenizer.save_pretrained(options.out)
+    sample = [text for text, _ in zip(_texts(files), range(_SAMPLED_TEXTS), strict=False)]
+    tokens = sum(map(len, tokenizer.encode_batch(sample)))
+    rate = sum(len(text.encode()) for text in sample) / max(tokens, 1)
+    print(f"{options.out}: {tokenizer.vocab_size:,} tokens, {rate:.2f} bytes per token")
+
+
+def _texts(files: Iterable[Path]) -> Iterator[str]:
+    """All that people wrote in the records, whatever their stage."""
+    empty = True
+    for file in files:
+        for record in read_records(file):
+            for text in _record_texts(record):
+                empty = False
+                yield text
+    if empty:
+        raise ValueError("there is no text in --input")
+
+
+def _record_texts(record: Record) -> list[str]:
+    if "text" in record.content:
+        return [record.text()]
+    contents = (message.get("content") for message in record.messages())
+    return [content for content in contents if isinstance(content, str)]
+
+
+def prepare_file(options: PrepareOptions) -> None:
+    """Run `astrai-data prepare`."""
+    from astrai_train.data.prepare import prepare
+    from astrai_train.data.storage import H5Storage
+
+    start = time.monotonic()
+    done = prepare(
+        options.input,
+        options.out,
+        stage=options.stage,
+        tokenizer=options.tokenizer,
+        answers=options.answers,
+        workers=options.workers,
+        show_progress=True,
+    )
+    storage = H5Storage(options.out)
+    how = f"{time.monotonic() - start:.1f} s" if done else "nothing to do, it is up to date"
+    what = "documents" if options.stage == "seq" else "samples"
+    print(
+        f"{options.out}: {len(storage):,} {what}, {storage.num_tokens:,} tokens, "
+        f"{storage.num_trained_tokens:,} trained ({how})"
+    )
+
+
+def inspect_files(options: InspectOptions) -> None:
+    """Run `astrai-data inspect`."""
+    from rich.console import Console
+
+    from astrai_core.tokenizer import AutoTokenizer
+    from astrai_train.data.inspection import show_rows, show_samples, summary
+    from astrai_train.data.storage import H5Storage, open_storage
+
+    first = options.input[0]
+    stage = options.stage
+    if stage is None:
+        is_prepared = first.suffix.lower() in (".h5", ".hdf5")
+        stage = H5Storage(first).stage if is_prepared else guess_stage(first)
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    storage = open_storage(options.input, stage=stage, tokenizer=tokenizer)
+    console = Console(highlight=False, soft_wrap=True)
+    marks = not console.is_terminal
+    if options.window_size:
+        shown = show_rows(
+            storage, tokenizer, options.window_size, options.first, options.count, marks
+        )
+    else:
+        shown = show_samples(storage, tokenizer, options.first, options.count, marks)
+    for text in shown:
+        console.print(text, end="\n\n")
+    for name, value in summary(storage, tokenizer).items():
+        print(f"  {name:<11}{value}")
+
+
+def curriculum(options: CurriculumOptions) -> None:
+    """Run `astrai-data curriculum`."""
+    from astrai_train.data.curriculum import write_curriculum
+
+    for path in write_curriculum(options.out, options.train, options.held_out, options.seed):
+        print(f"{path}: {sum(1 for _ in read_records(path)):,} chats")
+
+
+def corpora(options: CorporaOptions) -> None:
+    """Run `astrai-data corpora`."""
+    from astrai_train.data.corpora import write_corpora
+
+    for taken in write_corpora(options.out, characters=options.characters):
+        print(
+            f"{taken.source.name} {taken.version} ({taken.licence}): {taken.source.about}, "
+            f"{taken.documents:,} documents, {taken.characters:,} characters"
+        )
+    print(f"{options.out}: train.jsonl, val.jsonl")
+
+
+def _fail(error: Exception, status: int) -> NoReturn:
+    message = " ".join(str(error).split()) or type(error).__name__
+    sys.stderr.write(f"{PROGRAM}: {message}\n")
+    sys.exit(status)

@@ -1,0 +1,132 @@
+"""What a file teaches: its text with trained tokens bright and the others dim."""
+
+from collections.abc import Iterator
+from itertools import groupby
+
+import numpy as np
+from rich.style import Style
+from rich.text import Text
+
+from astrai_core.tokenizer import AutoTokenizer
+from astrai_train.data.packing import (
+    IGNORED,
+    PADDING,
+    Row,
+    num_stream_rows,
+    pack_samples,
+    samples_row,
+    stream_row,
+)
+from astrai_train.data.storage import Storage
+from astrai_train.data.tokenizing import end_of_text_id
+
+_TRAINED = Style(color="green", bold=True)
+_MASKED = Style(dim=True)
+_HEADING = Style(color="blue", bold=True)
+_EDGE = "\n┄┄┄\n"
+"""Between the documents of a row."""
+
+
+def summary(storage: Storage, tokenizer: AutoTokenizer) -> dict[str, str]:
+    """Counts of a file, as words to print."""
+    lengths = storage.input_ids.lengths
+    trained = storage.num_trained_tokens
+    tokens = storage.num_tokens
+    sizes = np.array(tokenizer.token_byte_lengths)
+    size = sum(int(sizes[segment].sum()) for segment in storage.input_ids.segments)
+    control = sum(
+        int(np.isin(segment, list(tokenizer.control_ids)).sum())
+        for segment in storage.input_ids.segments
+    )
+    what = "documents" if storage.stage == "seq" else "samples"
+    return {
+        "stage": storage.stage,
+        what: f"{len(storage):,}",
+        "tokens": f"{tokens:,}, of them {control:,} control tokens",
+        "trained": f"{trained:,} tokens, {trained / max(tokens, 1):.1%}",
+        "text": f"{size:,} bytes, {size / max(tokens - control, 1):.2f} bytes per token",
+        "length": f"median {int(np.median(lengths)):,}, longest {int(lengths.max()):,} tokens "
+        f"({storage.place(int(lengths.argmax()))})",
+    }
+
+
+def show_samples(
+    storage: Storage, tokenizer: AutoTokenizer, first: int, count: int, marks: bool
+) -> Iterator[Text]:
+    """Samples as they are in the file.
+
+    Args:
+        storage: the file.
+        tokenizer: what it was made with.
+        first: number of the first sample, from 0.
+        count: how many.
+        marks: put trained text between ⟦ and ⟧, for where colours are not seen.
+    """
+    for sample in range(first, min(first + count, len(storage))):
+        ids = storage.input_ids[sample].tolist()
+        trained = (
+            storage.trained[sample].tolist()
+            if storage.stage == "sft"
+            else [number > 0 for number in range(len(ids))]
+        )
+        text = Text()
+        text.append(f"sample {sample}, {storage.place(sample)}, {len(ids)} tokens\n", _HEADING)
+        yield text.append_text(_painted(ids, trained, tokenizer, marks))
+
+
+def show_rows(
+    storage: Storage,
+    tokenizer: AutoTokenizer,
+    window: int,
+    first: int,
+    count: int,
+    marks: bool,
+) -> Iterator[Text]:
+    """Rows as training sees them, documents packed into windows; see `show_samples`."""
+    rows, number_of_rows = _rows(storage, tokenizer, window, first, count)
+    for number, row in enumerate(rows, first):
+        documents = row["document_ids"]
+        used = int((documents != PADDING).sum())
+        trained = int((row["labels"] != IGNORED).sum())
+        text = Text()
+        text.append(
+            f"row {number} of {number_of_rows}, {used} of {window} positions used, "
+            f"{trained} trained\n",
+            _HEADING,
+        )
+        # the label of a position belongs to the token after it
+        is_label = np.concatenate([[False], row["labels"][:-1] != IGNORED])
+        for document in range(documents.max() + 1):
+            here = documents == document
+            ids = row["input_ids"][here].tolist()
+            text.append(_EDGE if document else "", _MASKED)
+            text.append_text(_painted(ids, is_label[here].tolist(), tokenizer, marks))
+        yield text
+
+
+def _rows(
+    storage: Storage, tokenizer: AutoTokenizer, window: int, first: int, count: int
+) -> tuple[Iterator[Row], int]:
+    padding = end_of_text_id(tokenizer)
+    ids = storage.input_ids
+    if storage.stage == "seq":
+        number = num_stream_rows(ids, window)
+        wanted = range(first, min(first + count, number))
+        return (stream_row(ids, row, window, padding) for row in wanted), number
+    kept = np.flatnonzero(ids.lengths <= window)
+    packs = pack_samples(ids.lengths[kept].tolist(), window)
+    wanted = range(first, min(first + count, len(packs)))
+    return (
+        samples_row(ids, storage.trained, kept[packs[row].tolist()].tolist(), window, padding)
+        for row in wanted
+    ), len(packs)
+
+
+def _painted(ids: list[int], trained: list[bool], tokenizer: AutoTokenizer, marks: bool) -> Text:
+    text = Text()
+    for taught, run in groupby(zip(ids, trained, strict=True), lambda pair: pair[1]):
+        words = tokenizer.decode([token for token, _ in run], skip_special_tokens=False)
+        if marks and taught:
+            words = f"⟦{words}⟧"
+        text.append(words, _TRAINED if taught else _MASKED)
+    return text
