@@ -27,10 +27,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 Message = Mapping[str, Any]
 
 MAX_STEPS = 200_000
-MAX_SECONDS = 5.0
+MAX_SECONDS = 3.0
 MAX_CHARACTERS = 8_000_000
 _MAX_TOTAL = 25 * MAX_CHARACTERS
-_MAX_ITEMS = 1_000_000
+_MAX_ITEMS = 200_000
 _MAX_BITS = 4096
 _MAX_WIDTH = 100_000
 
