@@ -175,7 +175,7 @@ def train_tokenizer(options: TokenizerOptions) -> None:
 
 
 def _texts(files: Iterable[Path]) -> Iterator[str]:
-    """All that people wrote in the records, whatever their stage."""
+    """All that is written in the records, whatever their stage."""
     empty = True
     for file in files:
         for record in read_records(file):
@@ -189,8 +189,11 @@ def _texts(files: Iterable[Path]) -> Iterator[str]:
 def _record_texts(record: Record) -> list[str]:
     if "text" in record.content:
         return [record.text()]
-    contents = (message.get("content") for message in record.messages())
-    return [content for content in contents if isinstance(content, str)]
+    # roles too: the chat template writes one before every message, so each should be one token
+    parts = [
+        part for message in record.messages() for part in (message["role"], message.get("content"))
+    ]
+    return [part for part in parts if isinstance(part, str)]
 
 
 def prepare_file(options: PrepareOptions) -> None:

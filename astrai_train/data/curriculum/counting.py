@@ -105,7 +105,7 @@ _SPELLABLE = tuple(
 _CHARACTERS_KNOWN = tuple(sorted({character for word in WORDS for character in word.chinese}))
 
 
-def _running_count(text: str, wanted: str | None, separator: str) -> tuple[str, int]:
+def _running_count(text: str, wanted: str | None, separator: str = "") -> tuple[str, int]:
     """Every character followed by how many wanted ones (or any, for None) came so far."""
     count = 0
     steps = []
@@ -145,15 +145,16 @@ def characters(rng: Random, split: Split) -> Item:
     single = rng.random() < 0.5
 
     def propose() -> tuple[str, str]:
-        pool = rng.sample(_CHARACTERS_KNOWN, rng.randint(3, 8))
-        text = "".join(rng.choice(pool) for _ in range(rng.randint(4, 10)))
-        return text, rng.choice(text) if single else ""
+        wanted, *others = rng.sample(_CHARACTERS_KNOWN, rng.randint(3, 7))
+        text = [*others, *[wanted] * rng.randint(1, 3)]
+        rng.shuffle(text)
+        return "".join(text), wanted if single else ""
 
     text, character = draw(split, propose, lambda pair: split_of("characters", pair[0]))
     language = rng.choice(("zh", "en"))
     wordings = _OCCURRENCES if single else _CHARACTERS
     wording = wordings[language].pick(rng, split)
-    steps, count = _running_count(text, character or None, " ")
+    steps, count = _running_count(text, character or None)
     return Item(
         task="counting_characters",
         language=language,

@@ -40,20 +40,20 @@ TASKS: tuple[str, ...] = tuple(_ITEM)
 """Every task, the closed ones last."""
 
 WEIGHTS: dict[str, float] = {
-    "arithmetic_english": 1.5,
-    "arithmetic_chinese": 1.5,
-    "arithmetic_numerals": 1.2,
-    "comparing": 0.6,
-    "sorting": 1.2,
-    "counting_letters": 1.2,
-    "counting_characters": 0.8,
-    "dates": 1.2,
+    "arithmetic_english": 1.3,
+    "arithmetic_chinese": 1.2,
+    "arithmetic_numerals": 1.0,
+    "comparing": 0.8,
+    "sorting": 1.6,
+    "counting_letters": 1.5,
+    "counting_characters": 1.0,
+    "dates": 1.5,
     "units": 0.8,
-    "translation": 2.0,
-    "asked_language": 1.0,
+    "translation": 2.6,
+    "asked_language": 1.6,
     "follow_up": 1.2,
-    "greetings": 0.1,
-    "identity": 0.1,
+    "greetings": 0.2,
+    "identity": 0.25,
 }
 """Shares of the training mixture: what is learned slowly comes more often."""
 
