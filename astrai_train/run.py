@@ -25,6 +25,8 @@ from astrai_train.callbacks.checkpoint import FOLDER, FolderCheckpoint, FolderCh
 from astrai_train.callbacks.preemption import Preemption
 from astrai_train.callbacks.report import progress
 from astrai_train.callbacks.resume import HORIZON, Resume, changed_keys
+from astrai_train.callbacks.samples import Samples
+from astrai_train.callbacks.throughput import Throughput
 from astrai_train.data.module import TokenDataModule
 from astrai_train.metrics_file import METRICS, MetricsFile
 from astrai_train.modules import SEQModule, SFTModule
@@ -32,7 +34,7 @@ from astrai_train.modules import SEQModule, SFTModule
 CONFIG = "config.yaml"
 FINISHED = "finished.json"
 _ASIDE = "earlier"
-SHORT_NAMES = (SEQModule, SFTModule, TokenDataModule)
+SHORT_NAMES = (SEQModule, SFTModule, TokenDataModule, Samples, Throughput)
 """Classes that a configuration names without their module: importing them makes it possible."""
 
 
@@ -48,6 +50,7 @@ class Run(LightningCLI):
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
+        self._command = arguments[0]
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         options = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -88,6 +91,10 @@ class Run(LightningCLI):
         """Number of the signal that the run has received."""
         return self.preemption.received
 
+    def subcommands(self) -> dict[str, set[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the one command that was given: parsers of all four take seconds to build."""
+        return {self._command: LightningCLI.subcommands()[self._command]}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add our own options beside those of trainer, model and data."""
         parser.add_lightning_class_args(FolderCheckpoint, "checkpoint")
@@ -117,10 +124,17 @@ class Run(LightningCLI):
         """The newest checkpoint of the run."""
         return read_last(self.folder / FOLDER)
 
+    def _set_seed(self) -> None:
+        """Seed, with a number that a continued run has too."""
+        seed = self.settings.seed_everything
+        if isinstance(seed, bool):
+            raise ValueError(
+                f"seed_everything must be a whole number, so that the run can resume, not {seed}"
+            )
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Refuse what needs no model to be refused."""
-        if isinstance(self.settings.seed_everything, bool):
-            raise ValueError("seed_everything must be a whole number, so that the run can resume")
         if self.settings.trainer.enable_checkpointing is False:
             raise ValueError(
                 "trainer.enable_checkpointing must not be false: a run always ends in a "

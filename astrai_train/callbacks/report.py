@@ -41,6 +41,11 @@ class Lines(ProgressBar):
         self._first_step = 0
         self._printed_step = -1
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether lines are printed."""
+        return self._is_enabled
+
     def disable(self) -> None:
         """Be quiet, as on every rank but the first."""
         self._is_enabled = False

@@ -252,6 +252,11 @@ MAY_CHANGE = frozenset(
 )
 """Keys that may differ between a run and its continuation: horizon, time limits and logging."""
 
+_REPORTS = {
+    "astrai_train.callbacks.samples.Samples",
+    "astrai_train.callbacks.throughput.Throughput",
+}
+
 HORIZON = tuple(f"trainer.{name}" for name in ("max_steps", "max_epochs", "max_time"))
 
 
@@ -273,6 +278,8 @@ def _may_change(key: str) -> bool:
 def _flat(config: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, value in config.items():
         key = f"{prefix}{name}"
+        if key == "trainer.callbacks":
+            value = [one for one in value or [] if one["class_path"] not in _REPORTS] or None
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{key}.")
         else:

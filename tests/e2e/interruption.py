@@ -38,7 +38,13 @@ class Interruption(Callback):
             self._kill_if("window", trainer)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *rest: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         time.sleep(self.pause)
         self._kill_if("validation", trainer)

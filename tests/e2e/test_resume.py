@@ -140,10 +140,12 @@ def differences(one: Path, other: Path) -> list[str]:
             pair = ours.get(name), theirs.get(name)
             if pair[0] is None or pair[1] is None or _bits(pair[0]) != _bits(pair[1]):
                 found.append(f"{file}: {name}")
-    for file in ("config.json", "tokenizer.json", "trainer/state.json"):
-        if json.loads((one / file).read_text()) != json.loads((other / file).read_text()):
-            found.append(file)
-    return found
+    texts = ("config.json", "tokenizer.json", "trainer/state.json")
+    return found + [file for file in texts if _json(one / file) != _json(other / file)]
+
+
+def _json(file: Path) -> object:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _bits(tensor) -> tuple[str, tuple[int, ...], bytes]:
@@ -172,9 +174,13 @@ def assert_same_run(world: World, run: str, objective: str) -> None:
     assert not list((world.folder / run / "checkpoints").glob(".tmp-*"))
 
 
+def _say(text: str) -> None:
+    print(text)  # noqa: T201 - with the seed in it, a failure can be had again
+
+
 def kill_and_go_on(world: World, objective: str, moment: str, step: int, *options: str) -> None:
     run = f"{objective}-{moment}-{'-'.join(options)}"
-    print(f"{run}: SIGKILL at {moment} after step {step} (RESUME_SEED={SEED})")
+    _say(f"{run}: SIGKILL at {moment} after step {step} (RESUME_SEED={SEED})")
     killed = world.start(run, objective, *options, INTERRUPT=f"{moment}:{step}")
     end(killed, -signal.SIGKILL)
     end(world.start(run, objective, *options))
@@ -220,7 +226,7 @@ def test_it_does_not_matter_when(world, objective, moment, workers):
 @pytest.mark.slow
 def test_a_kill_from_outside_at_any_time(world):
     delay = random.Random(SEED).uniform(0, 3)
-    print(f"SIGKILL {delay:.2f} s after the first step (RESUME_SEED={SEED})")
+    _say(f"SIGKILL {delay:.2f} s after the first step (RESUME_SEED={SEED})")
     killed = world.start("outside", "SEQ", "--data.init_args.num_workers", "2", SLOW="0.15")
     wait_for(killed, "step 3 of 14")
     time.sleep(delay)
