@@ -238,6 +238,7 @@ def _report(
     kv_dtype = source.dtype if config.kv_dtype == "auto" else getattr(torch, config.kv_dtype)
     pages = int(engine.stats()["num_pages"])
     tokens = pages * config.page_size
+    full = tokens // engine.max_context
     size = tokens * KVStorage.bytes_per_token(source.config, kv_dtype)
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http://{host}:{port}"
@@ -247,7 +248,7 @@ def _report(
         f"{source.config.n_layers} layers, context {engine.max_context:,} tokens",
         "precision": f"{settings.dtype} ({source.why}), {threads} thread{'s' * (threads != 1)}",
         "KV cache": f"{tokens:,} tokens in pages of {config.page_size}, up to {size / 1e6:,.0f} "
-        f"MB: room for {tokens // engine.max_context:,} full contexts",
+        f"MB: room for {full:,} full context{'s' * (full != 1)}",
         "at once": f"{config.max_running_tasks} answers, {config.max_queued_tasks} more wait",
         "sampling": f"{settings.defaults}, for requests that do not say",
         "access": _access(options, settings),
