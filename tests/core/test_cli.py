@@ -1,0 +1,86 @@
+import os
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from astrai_core.cli import main
+from astrai_core.model import AutoModel, ModelConfig, Transformer
+
+CONFIG = ModelConfig(
+    vocab_size=100, dim=32, n_layers=2, dim_ffn=48, n_heads=4, n_kv_heads=2, max_len=512
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model folder without a tokenizer."""
+    AutoModel.save_pretrained(Transformer(CONFIG), tmp_path / "m")
+    return tmp_path / "m"
+
+
+def run(capsys, *arguments):
+    """Exit code (None at a plain return), output and error text."""
+    code = None
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_counts_are_those_of_arithmetic(capsys, folder):
+    code, out, _ = run(capsys, "info", folder)
+    assert code is None
+    parts = {name: int(n.replace(",", "")) for name, n in re.findall(r" {4}(\S+) +([\d,]+) ", out)}
+    attention = 2 * (32 * 32 + 2 * 16 * 32 + 32 * 32)
+    norms = 32 + 2 * (2 * 32 + 2 * 8)
+    assert parts["embedding"] == 100 * 32
+    assert parts["attention"] == attention
+    assert parts["feed-forward"] == 2 * 3 * 32 * 48
+    assert parts["norms"] == norms
+    total = 100 * 32 + attention + norms + 2 * 3 * 32 * 48
+    assert f"parameters   {total:,}" in out
+    # a context of 512: 2 layers x (2 key + 2 value heads) x 8 numbers, in float32
+    weights, whole = total * 4 / 1e3, (total + 512 * 64) * 4 / 1e3
+    assert re.search(rf"float32 +{weights:.1f} kB +{whole:.1f} kB\n", out)
+    assert "tokenizer    none" in out
+
+
+def test_a_damaged_folder_is_one_line(capsys, folder):
+    content = load_file(folder / "model.safetensors")
+    save_file(content | {"model.norm.weight": torch.ones(31)}, folder / "model.safetensors")
+    code, out, err = run(capsys, "info", folder)
+    assert (code, out) == (1, "")
+    assert err.endswith(
+        "do not fit config.json, first at norm.weight (has 31 numbers, should have 32)\n"
+    )
+    os.truncate(folder / "model.safetensors", 50)
+    code, out, err = run(capsys, "info", folder)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "model.safetensors is truncated" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (["info"], 2, "which folder?"),
+        (["inspect", "x"], 2, "inspect is not a command; the one there is"),
+        (["info", "--foldr", "x"], 2, "unknown option --foldr; did you mean --folder?"),
+        (["info", "a", "b"], 2, "b is not an option"),
+        (["info", "/nowhere"], 1, "/nowhere is not a folder; pass a model folder on this disk"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, arguments, code, named):
+    status, out, err = run(capsys, *arguments)
+    assert (status, out, err.count("\n")) == (code, "", 1)
+    assert err.startswith("astrai-model: ")
+    assert named in err
+
+
+def test_help_is_no_error(capsys):
+    code, out, err = run(capsys, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith("usage: astrai-model info DIR")
