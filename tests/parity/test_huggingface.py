@@ -53,12 +53,10 @@ def test_logits_and_gradients_are_equal(family, tmp_path):
     torch.testing.assert_close(our_logits, their_logits, atol=1e-5, rtol=1e-5)
     their_logits.square().mean().backward()
     our_logits.square().mean().backward()
-    torch.testing.assert_close(
-        ours.get_parameter("layers.0.self_attn.k_proj.weight").grad,
-        theirs.model.layers[0].self_attn.k_proj.weight.grad,
-        atol=1e-5,
-        rtol=1e-4,
-    )
+    for name, theirs_own in theirs.model.named_parameters():
+        torch.testing.assert_close(
+            ours.get_parameter(name).grad, theirs_own.grad, atol=1e-5, rtol=1e-4, msg=name
+        )
 
 
 @pytest.mark.parametrize("family", ["llama tied", "qwen3"])
@@ -110,4 +108,23 @@ def test_shards_and_bfloat16_load(tmp_path):
 def test_what_would_be_ignored_is_refused_by_name(changes, named, tmp_path):
     make("llama tied", tmp_path, **changes)
     with pytest.raises(ValueError, match=named):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_folder_loaded_in_float32_says_so_when_it_is_saved(tmp_path):
+    """transformers takes the type of the weights from config.json, not from the weights."""
+    make("qwen3", tmp_path / "theirs").bfloat16().save_pretrained(tmp_path / "theirs")
+    ours = AutoModel.from_pretrained(tmp_path / "theirs", torch.float32)
+    with torch.no_grad():
+        ours.norm.weight.add_(1e-4)  # a step too small for bfloat16
+    AutoModel.save_pretrained(ours, tmp_path / "ours")
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert back.dtype == torch.float32
+    assert torch.equal(back.model.norm.weight, ours.norm.weight)
+
+
+def test_an_unknown_family_is_refused_by_name(tmp_path):
+    config = transformers.GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=20)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="model_type 'gpt2' is not supported; known are astrai"):
         AutoModel.from_pretrained(tmp_path)
