@@ -1,0 +1,100 @@
+import pytest
+
+from astrai_train.data.records import find_files, guess_stage, read_records
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_json_lines_keep_their_line_numbers(tmp_path):
+    path = write(tmp_path / "a.jsonl", '\ufeff{"text": "一"}\n\n{"text": "b", "more": 1}\n')
+    records = list(read_records(path))
+    assert [(one.line, one.text()) for one in records] == [(1, "一"), (3, "b")]
+    assert sum(one.size for one in records) + 1 == path.stat().st_size
+
+
+def test_a_json_array_numbers_its_items(tmp_path):
+    path = write(tmp_path / "a.json", '[{"text": "a"}, {"text": ""}]')
+    first, second = read_records(path)
+    assert first.text() == "a"
+    with pytest.raises(ValueError, match=r"a\.json item 2: the text is empty"):
+        second.text()
+
+
+def test_a_text_file_is_one_document_or_more(tmp_path):
+    path = write(tmp_path / "a.txt", "one\r\n\ntwo\n<|endoftext|>\nthree\n<|endoftext|>\n")
+    records = list(read_records(path))
+    assert [(one.line, one.text()) for one in records] == [(1, "one\r\n\ntwo"), (5, "three")]
+
+
+def test_prompt_and_completion_are_a_chat(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"prompt": "1+1?", "completion": "2"}')
+    (record,) = read_records(path)
+    assert record.messages() == [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "2"},
+    ]
+    assert guess_stage(path) == "sft"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": "a"}\n{"text": oops}\n', "line 2 is not JSON: .* column 10"),
+        ("a.jsonl", '{"text": "a"}\n[1]\n', "line 2 must be an object"),
+        ("a.jsonl", b'{"text": "a"}\n\xc4\xe3\n', "line 2 is not UTF-8: byte 1 is 0xc4; .*iconv"),
+        ("a.jsonl", "[" * 100_000, "line 1 is not JSON: it is nested too deeply"),
+        ("a.json", '{"text": "a"}', "must hold a list"),
+        ("a.json", '{"text": "a"}\n{"text": "b"}', "not JSON: .*line 2.*named .jsonl"),
+        ("a.parquet", "PAR1", "Parquet.*convert it"),
+        ("a.h5", "", "already prepared"),
+        ("a.csv", "", "cannot tell what it is"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_where_and_why(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message):
+        list(read_records(write(tmp_path / name, content)))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "  "}', "line 1: the text is empty"),
+        (
+            '{"messages": []}',
+            "line 1: stage seq wants .* found messages; this looks like stage sft",
+        ),
+        ('{"txt": "a"}', "line 1: stage seq wants .*, found txt$"),
+    ],
+)
+def test_a_record_without_text_is_refused(tmp_path, line, message):
+    (record,) = read_records(write(tmp_path / "a.jsonl", line))
+    with pytest.raises(ValueError, match=message):
+        record.text()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a"}', "stage sft wants .*found text; this looks like stage seq"),
+        ('{"messages": "hi"}', "messages must be a list"),
+        ('{"messages": [{"content": "hi"}]}', "message 1 must be an object with a role"),
+        ('{"prompt": "", "completion": "b"}', "the prompt is empty"),
+        ('{"prompt": 3, "completion": "b"}', "prompt must be text or a list"),
+    ],
+)
+def test_a_record_without_messages_is_refused(tmp_path, line, message):
+    (record,) = read_records(write(tmp_path / "a.jsonl", line))
+    with pytest.raises(ValueError, match=f"line 1: {message}"):
+        record.messages()
+
+
+def test_folders_give_their_files_by_name(tmp_path):
+    (tmp_path / "in").mkdir()
+    b, a = (write(tmp_path / "in" / name, "x") for name in ("b.txt", "a.jsonl"))
+    write(tmp_path / "in" / "c.csv", "x")
+    assert find_files([b, tmp_path / "in"]) == [b, a, b]
+    with pytest.raises(ValueError, match="does not exist"):
+        find_files([tmp_path / "nope.txt"])
