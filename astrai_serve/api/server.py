@@ -7,6 +7,7 @@ answers under way some seconds, then does the same. A second signal does not wai
 
 import asyncio
 import errno
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -75,7 +76,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Uvicorn would note the signal and raise it again at the end; our exit is a clean one."""
         if self._loop is None or self._shutdown.interrupted:
-            self.force_exit = True
+            self._force()
         elif sig == signal.SIGTERM and not self.should_exit:
             self._loop.call_soon_threadsafe(self._drain)
         else:
@@ -94,6 +95,8 @@ class _Server(uvicorn.Server):
         self._loop.call_later(_LAST_SECONDS, self._force)
 
     def _force(self) -> None:
+        # uvicorn then cancels the lifespan, and would log that as a failure of the application
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self.force_exit = True
 
 
