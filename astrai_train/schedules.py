@@ -73,3 +73,24 @@ def wsd(
     """Warm up, stay, then cool down as 1 - sqrt of the way done (arXiv 2405.18392)."""
     done = min(1.0, max(0.0, (step - total_steps + cooldown_steps) / cooldown_steps))
     return warmup(step, warmup_steps) * (min_ratio + (1 - min_ratio) * (1 - math.sqrt(done)))
+
+
+def count_steps(
+    *,
+    max_steps: int,
+    max_epochs: int | None,
+    num_batches: int | None,
+    accumulate: int,
+) -> int | None:
+    """Optimizer steps of a run, or None where nothing bounds it.
+
+    Args:
+        max_steps: the trainer's; -1 is no bound.
+        max_epochs: the trainer's; -1 or None is no bound.
+        num_batches: micro-batches of an epoch on each rank, or None where nobody knows.
+        accumulate: micro-batches of a step; the last step of an epoch may have fewer.
+    """
+    bounds = [max_steps] if max_steps > 0 else []
+    if num_batches is not None and max_epochs is not None and max_epochs > 0:
+        bounds.append(math.ceil(num_batches / accumulate) * max_epochs)
+    return min(bounds, default=None)

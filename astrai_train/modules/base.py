@@ -7,7 +7,6 @@ gradients are divided once, when the count of the whole window is known.
 """
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +15,6 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -27,7 +25,7 @@ from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.losses import IGNORED
 from astrai_train.metrics import TokenLikelihood
 from astrai_train.optim import OptimizerConfig, build_optimizer
-from astrai_train.schedules import ScheduleConfig
+from astrai_train.schedules import ScheduleConfig, count_steps
 
 _log = logging.getLogger(__name__)
 
@@ -204,10 +202,10 @@ class LMModule(L.LightningModule, ABC):
         if self._compile is True and missing:
             raise ValueError(f"compile is true, but this machine has {missing}; set compile: false")
         if self._compile is False or missing:
-            rank_zero_info(f"Training runs uncompiled: {missing or 'compile is false'}")
+            self.print(f"training runs uncompiled: {missing or 'compile is false'}")
             return self._run
         use_private_cache()
-        rank_zero_info("Training runs compiled; the first step waits for the compiler")
+        self.print("training runs compiled; the first step waits for the compiler")
         return partial(torch.compile(_run), self.model)
 
     def _evaluate(self, batch: Batch) -> None:
@@ -237,23 +235,23 @@ class LMModule(L.LightningModule, ABC):
         """
         if self.schedule_config.total_steps is not None:
             return self.schedule_config.total_steps
-        trainer, horizons = self.trainer, []
-        if trainer.max_steps > 0:
-            horizons.append(trainer.max_steps)
+        trainer = self.trainer
         num_batches = getattr(self._datamodule, "num_train_batches", None)
-        if num_batches is not None and trainer.max_epochs is not None and trainer.max_epochs > 0:
-            limit = trainer.limit_train_batches
-            if limit is not None:
-                limited = limit if isinstance(limit, int) else num_batches * limit
-                num_batches = min(num_batches, int(limited))
-            steps = math.ceil(num_batches / trainer.accumulate_grad_batches)
-            horizons.append(steps * trainer.max_epochs)
-        if not horizons:
+        limit = trainer.limit_train_batches
+        if num_batches is not None and limit is not None:
+            limited = limit if isinstance(limit, int) else int(num_batches * limit)
+            num_batches = min(num_batches, limited)
+        total = count_steps(
+            max_steps=trainer.max_steps,
+            max_epochs=trainer.max_epochs,
+            num_batches=num_batches,
+            accumulate=trainer.accumulate_grad_batches,
+        )
+        if total is None:
             raise ValueError(
                 "the schedule does not know where the run ends: set trainer.max_steps, "
                 "trainer.max_epochs or schedule.total_steps"
             )
-        total = min(horizons)
         if total <= self.schedule_config.warmup_steps:
             _log.warning(
                 "the run of %d steps ends within schedule.warmup_steps %d",

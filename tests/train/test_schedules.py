@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from astrai_train.schedules import ScheduleConfig, cosine, wsd
+from astrai_train.schedules import ScheduleConfig, cosine, count_steps, wsd
 
 
 def test_warm_up_starts_at_one_part_and_ends_at_the_peak():
@@ -52,3 +52,15 @@ def test_wsd_cools_down_for_a_fifth_unless_told():
 def test_a_bad_field_is_refused_by_name(fields, named):
     with pytest.raises(ValueError, match=named):
         ScheduleConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "max_epochs", "num_batches", "wanted"),
+    [(50, -1, None, 50), (-1, 3, 10, 9), (5, 3, 10, 5), (-1, -1, 10, None), (-1, 3, None, None)],
+)
+def test_the_nearer_bound_ends_a_run(max_steps, max_epochs, num_batches, wanted):
+    """Ten micro-batches, four to a step: an epoch has three steps, the last one of two."""
+    steps = count_steps(
+        max_steps=max_steps, max_epochs=max_epochs, num_batches=num_batches, accumulate=4
+    )
+    assert steps == wanted

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+
+from astrai_core.model import ModelConfig
+from astrai_train import plan
+from astrai_train.optim import OptimizerConfig
+from astrai_train.plan import Plan, describe_memory, describe_time, main, read_plan
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SEQ = f"--config={CONFIGS / 'seq.yaml'}"
+SMALL = ModelConfig(vocab_size=300, dim=32, n_layers=2, dim_ffn=48, n_heads=4)
+
+
+def make(**changes) -> Plan:
+    fields = {"rows": 4, "length": 64, "accumulate": 2, "devices": 1, "steps": 10}
+    return Plan(config=SMALL, optimizer=OptimizerConfig(), **(fields | changes))
+
+
+def test_a_run_is_read_from_its_configuration():
+    options = ["--trainer.max_steps=7", "--data.init_args.batch_size=3"]
+    read = read_plan([SEQ, *options])
+    assert (read.rows, read.length, read.accumulate, read.steps) == (3, 512, 4, 7)
+    assert read.config.dim == 192
+    assert read.tokens_per_step == 3 * 512 * 4
+
+
+def test_a_piece_alone_is_planned_with_defaults_for_the_rest():
+    read = read_plan([f"--config={CONFIGS / 'model' / '1b.yaml'}"])
+    assert read.config.n_layers == 20
+    assert read.steps is None
+
+
+def test_memory_that_is_there_fits_and_is_told_by_part():
+    told = describe_memory(make(), 10**10)
+    parts = ("weights", "gradients", "optimizer", "activations", "loss", "free memory", "it fits")
+    assert all(part in told for part in parts)
+
+
+def test_too_large_a_batch_is_refused_with_one_that_fits():
+    """Room for two rows and a little: the other two become more micro-batches."""
+    large = make(length=4096)
+    assert large.needed(2) < large.needed(3)
+    with pytest.raises(MemoryError, match=r"batch_size to 2 and .*accumulate_grad_batches to 4"):
+        describe_memory(large, (large.needed(2) + large.needed(3)) // 2)
+
+
+def test_too_large_a_row_and_too_large_a_model_are_told_apart():
+    with pytest.raises(MemoryError, match=r"lower data\.window_size 4096"):
+        describe_memory(make(length=4096), make(length=4096).needed(1) - 1)
+    with pytest.raises(MemoryError, match="cannot train the model"):
+        describe_memory(make(), 10**6)
+
+
+def test_the_duration_follows_from_speed_and_steps():
+    assert "steps, 5,120 tokens" in describe_time(make())
+    assert "unknown: the data is not there yet" in describe_time(make(steps=None))
+
+
+def test_bad_options_end_in_one_line(capsys):
+    with pytest.raises(SystemExit) as end:
+        main([SEQ, "--model.init_args.model.dimm=3"])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "dimm" in error
+
+
+def test_rows_longer_than_the_context_are_refused():
+    with pytest.raises(ValueError, match="window_size 4096 exceeds the model's max_len 1024"):
+        read_plan([SEQ, "--data.init_args.window_size=4096"])
+
+
+def test_what_cannot_fit_exits_with_1(capsys, monkeypatch):
+    monkeypatch.setattr(plan, "available_memory", lambda: 10**6)
+    with pytest.raises(SystemExit) as end:
+        main([SEQ])
+    assert end.value.code == 1
+    captured = capsys.readouterr()
+    assert "parameters" in captured.out
+    assert "cannot train the model" in captured.err
