@@ -83,7 +83,8 @@ class TokenDataModule(L.LightningDataModule):
         """Open what is needed, so that mistakes in it are found before anything else starts."""
         if stage == "fit":
             _ = self.train_dataset
-        _ = self.val_dataset
+        if self.val_dataset is None and self.trainer is not None:
+            self.trainer.limit_val_batches = 0  # Lightning warns of an empty list
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled batches, saved with checkpoints."""
