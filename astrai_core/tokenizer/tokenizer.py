@@ -327,7 +327,8 @@ class AutoTokenizer:
         full = render(len(hidden), False)
         cuts = [0]
         for turn in turns:
-            before, after = render(turn, True), render(turn + 1, False)
+            before = render(turn, True)
+            after = full if turn + 1 == len(hidden) else render(turn + 1, False)
             if not (
                 full.startswith(before) and full.startswith(after) and len(before) < len(after)
             ):
@@ -357,7 +358,7 @@ class AutoTokenizer:
         self, text: str, cuts: Sequence[int], originals: Mapping[str, str]
     ) -> list[list[int]]:
         """Ids of the text between successive cuts."""
-        if b"".join(map(self.token_bytes, self.encode("a"))) == b"a":
+        if self._encodes_pieces_alike:
             return [self.encode_rendered(text[a:b], originals) for a, b in pairwise(cuts)]
         # This tokenizer puts a space before whatever comes first, so a piece has to be encoded with
         # all that goes before it.
@@ -369,6 +370,11 @@ class AutoTokenizer:
                 raise ValueError("a token spans the edge between a prompt and its answer")
             ends.append(len(prefix))
         return [whole[a:b] for a, b in pairwise(ends)]
+
+    @cached_property
+    def _encodes_pieces_alike(self) -> bool:
+        """Whether a piece of text has the same ids at the start of a text as within one."""
+        return b"".join(map(self.token_bytes, self.encode("a"))) == b"a"
 
     def _render(
         self,
