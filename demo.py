@@ -36,14 +36,15 @@ from astrai_core.command_line import CommandLineError, parse_one
 ROOT = Path(__file__).resolve().parent
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 CHATS = 110_000
-SEQ_STEPS = 500
+SEQ_STEPS = 400
 SFT_STEPS = 2400
 HELD_OUT = 200
-VOCAB = 3072
+VOCAB = 4096
 MAX_REPLY_TOKENS = 128
 PORTION = 64
 """Questions in one call of the engine, between two moves of the progress bar."""
 
+_LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 
@@ -77,12 +78,17 @@ class Stage:
     about: str
     commands: tuple[tuple[str, ...], ...]
 
+    @property
+    def trains(self) -> bool:
+        """Whether it is a training run."""
+        return self.commands[0][0] == "astrai-train"
+
 
 def stages(options: Options) -> list[Stage]:
     """All stages before the server, in order."""
     out = options.out
-    corpora, curriculum, tokenizer, data = (
-        str(out / name) for name in ("corpora", "curriculum", "tokenizer", "data")
+    corpora, curriculum, sample, tokenizer, data = (
+        str(out / name) for name in ("corpora", "curriculum", "sample", "tokenizer", "data")
     )
     held_out = max(5, min(HELD_OUT, round(HELD_OUT * options.scale)))
     fit = ("astrai-train", "fit", "--config")
@@ -107,10 +113,12 @@ def stages(options: Options) -> list[Stage]:
             name="tokenizer",
             about=f"a bilingual byte-level BPE of {VOCAB} tokens",
             commands=(
+                # a little of the text: the tokens are for the words of the chats above all
+                ("astrai-data", "corpora", "--out", sample, "--characters", "50000"),
                 (
-                    *("astrai-data", "tokenizer", "--out", tokenizer),
+                    *("astrai-data", "tokenizer", "--overwrite", "--out", tokenizer),
                     *("--vocab_size", str(VOCAB)),
-                    *("--input", f"{corpora}/train.jsonl", f"{curriculum}/train.jsonl"),
+                    *("--input", f"{sample}/train.jsonl", f"{curriculum}/train.jsonl"),
                 ),
             ),
         ),
@@ -190,7 +198,7 @@ def run(command: tuple[str, ...], lock: int) -> None:
 
     def die_with_parent() -> None:
         # kill -9 leaves us no last word, so the kernel has to pass it on
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(1)
 
@@ -222,9 +230,12 @@ class Meter:
         self.path, self.digest = path, digest
         self.seconds, self.memory = 0.0, 0
         self.complete = False
+        self.outdated = False
+        """Whether the stage was done, or begun, with other commands."""
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
             known = json.loads(path.read_text(encoding="utf-8"))
-            if known["digest"] == digest:
+            self.outdated = known["digest"] != digest
+            if not self.outdated:
                 self.seconds, self.memory = known["seconds"], known["memory"]
                 self.complete = known["complete"]
         self._earlier = self.seconds
@@ -382,7 +393,10 @@ def make_all(options: Options) -> None:
             digest = hashlib.sha256(f"{digest}{stage.commands}".encode()).hexdigest()[:16]
             meter = Meter(options.out / "stages" / f"{stage.name}.json", digest)
             meters[stage.name] = meter
-            do(stage.name, stage.about, meter, partial(run_all, stage.commands, lock))
+            # a training run of other data or length is put aside, not gone on with
+            more = ("--fresh", "true") if meter.outdated and stage.trains else ()
+            commands = tuple((*command, *more) for command in stage.commands)
+            do(stage.name, stage.about, meter, partial(run_all, commands, lock))
         meter = meters["evaluate"] = Meter(options.out / "stages/evaluate.json", digest)
         about = "the held-out questions: operands and wordings that training never saw"
         do("evaluate", about, meter, partial(evaluate, options))
