@@ -42,7 +42,8 @@ class Boundary:
     step: int
     """Optimizer steps done."""
     loaders: list[dict[str, Any]]
-    """States of the training loaders."""
+    """States of the training loaders, and whether training has `ended` their epoch: with
+    `trainer.limit_train_batches` it does so before they do."""
     random: dict[str, Any]
     """Random numbers; kept, since a validation that follows may draw some."""
 
@@ -55,10 +56,11 @@ class Boundary:
         assert fit._data_fetcher is not None
         assert fit._combined_loader is not None
         progress = fit.epoch_loop.batch_progress
+        is_epoch_end = fit.epoch_loop._num_ready_batches_reached()
         kind: BoundaryKind = "batch"
         if fit.epoch_loop._should_check_val_fx(fit._data_fetcher):
             kind = "validation"
-        elif fit.epoch_loop._num_ready_batches_reached():
+        elif is_epoch_end:
             kind = "epoch"
         return cls(
             kind=kind,
@@ -66,7 +68,9 @@ class Boundary:
             num_batches=progress.current.ready,
             total_batches=progress.total.ready,
             step=trainer.global_step,
-            loaders=fit._combined_loader._state_dicts(),
+            loaders=[
+                state | {"ended": is_epoch_end} for state in fit._combined_loader._state_dicts()
+            ],
             random=random_state(),
         )
 

@@ -81,7 +81,8 @@ class ResumableLoader:
             ValueError: the place is one of other data.
         """
         self._order.load_state_dict(state)
-        self._resumed = True
+        # a checkpoint says so where the trainer ends its epochs before the data ends
+        self._resumed = not state.get("ended", False)
 
 
 class _FullBatches:

@@ -28,6 +28,8 @@ class Interruption(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        if self.pause >= 1:
+            trainer.print("pausing")
         time.sleep(self.pause)
         self._kill_if("batch", trainer)
 

@@ -5,24 +5,29 @@ numbers and the logged metrics, bit by bit.
 """
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sysconfig
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
 from astrai_core.model import AutoModel, ModelConfig
 from astrai_core.tokenizer import AutoTokenizer
+from astrai_train.cli import main
 
 HERE = Path(__file__).parent
-PROGRAM = Path(sysconfig.get_path("scripts")) / "astrai-train"
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["astrai_train.run"])
+TIMEOUT = 240
 SEED = int(os.environ.get("RESUME_SEED", time.time_ns() % 1_000_000))
 OBJECTIVES = ("SEQ", "SFT")
 STEPS = 14
@@ -95,40 +100,55 @@ class World:
 
     def start(
         self, run: str, objective: str = "SEQ", *options: str, **environment: str
-    ) -> "subprocess.Popen[str]":
+    ) -> "Training":
         """Start `astrai-train fit` in its own process."""
-        command = [PROGRAM, "fit", "--config", self.config(objective)]
-        return subprocess.Popen(
-            [*command, "--trainer.default_root_dir", self.folder / run, *options],
-            env=os.environ
-            | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "PYTHONUNBUFFERED": "1"}
-            | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        config, folder = str(self.config(objective)), str(self.folder / run)
+        options = ("fit", "--config", config, "--trainer.default_root_dir", folder, *options)
+        return Training(self.folder / f"{run}.txt", options, environment)
 
     def last(self, run: str) -> Path:
         """Return the newest checkpoint of a run."""
         return (self.folder / run / "checkpoints" / "last").resolve()
 
 
-def end(process: "subprocess.Popen[str]", code: int = 0) -> str:
-    """Wait for a process and check how it ended."""
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == code, output
-    return output
+class Training:
+    """A training process, forked from one that has imported Lightning, which takes seconds."""
+
+    def __init__(self, log: Path, arguments: Sequence[str], environment: dict[str, str]) -> None:
+        self.log = log
+        log.unlink(missing_ok=True)
+        self.process = FORKS.Process(target=_train, args=(log, list(arguments), environment))
+        self.process.start()
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+
+    def send(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def wait_for(self, text: str) -> None:
+        """Wait until the output has a text."""
+        while text not in self.output:
+            assert self.process.is_alive(), self.output
+            time.sleep(0.01)
+
+    def end(self, code: int = 0) -> str:
+        """Wait for the end and check how it came."""
+        self.process.join(TIMEOUT)
+        assert self.process.exitcode == code, self.output
+        return self.output
 
 
-def wait_for(process: "subprocess.Popen[str]", text: str) -> None:
-    """Read a process's output until a line has the text."""
-    assert process.stdout is not None
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if text in line:
-            return
-    raise AssertionError(f"no {text!r} in {''.join(seen)}")
+def _train(log: Path, arguments: list[str], environment: dict[str, str]) -> None:
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment)
+    sys.path.insert(0, str(HERE))
+    torch.set_num_threads(1)
+    main(arguments)
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -162,7 +182,7 @@ def world(tmp_path_factory) -> World:
     world = World(tmp_path_factory.mktemp("resume"))
     runs = {objective: world.start(objective, objective) for objective in OBJECTIVES}
     for objective, process in runs.items():
-        end(process)
+        process.end()
         assert world.last(objective).name == f"step-{STEPS:08d}"
     return world
 
@@ -182,8 +202,8 @@ def kill_and_go_on(world: World, objective: str, moment: str, step: int, *option
     run = f"{objective}-{moment}-{'-'.join(options)}"
     _say(f"{run}: SIGKILL at {moment} after step {step} (RESUME_SEED={SEED})")
     killed = world.start(run, objective, *options, INTERRUPT=f"{moment}:{step}")
-    end(killed, -signal.SIGKILL)
-    end(world.start(run, objective, *options))
+    killed.end(-signal.SIGKILL)
+    world.start(run, objective, *options).end()
     assert_same_run(world, run, objective)
 
 
@@ -195,10 +215,10 @@ def test_a_killed_run_goes_on_bit_by_bit(world, objective):
 
 def test_sigterm_saves_and_the_run_goes_on(world):
     stopped = world.start("SIGTERM", "SEQ", SLOW="0.2")
-    wait_for(stopped, "step 3 of 14")
-    stopped.send_signal(signal.SIGTERM)
-    assert "stopped by SIGTERM after step" in end(stopped, 143)
-    end(world.start("SIGTERM"))
+    stopped.wait_for("step 3 of 14")
+    stopped.send(signal.SIGTERM)
+    assert "stopped by SIGTERM after step" in stopped.end(143)
+    world.start("SIGTERM").end()
     assert_same_run(world, "SIGTERM", "SEQ")
 
 
@@ -228,11 +248,11 @@ def test_a_kill_from_outside_at_any_time(world):
     delay = random.Random(SEED).uniform(0, 3)
     _say(f"SIGKILL {delay:.2f} s after the first step (RESUME_SEED={SEED})")
     killed = world.start("outside", "SEQ", "--data.init_args.num_workers", "2", SLOW="0.15")
-    wait_for(killed, "step 3 of 14")
+    killed.wait_for("step 3 of 14")
     time.sleep(delay)
-    killed.kill()
-    end(killed, -signal.SIGKILL)
-    end(world.start("outside"))
+    killed.send(signal.SIGKILL)
+    killed.end(-signal.SIGKILL)
+    world.start("outside").end()
     assert_same_run(world, "outside", "SEQ")
 
 
@@ -243,35 +263,34 @@ def test_signals_again_and_again(world, number, code, workers):
     run = f"{number.name}-{workers}"
     for step in (3, 6, 9):
         stopped = world.start(run, "SEQ", "--data.init_args.num_workers", workers, SLOW="0.2")
-        wait_for(stopped, f"step {step} of 14")
-        stopped.send_signal(number)
-        end(stopped, code)
-    end(world.start(run))
+        stopped.wait_for(f"step {step} of 14")
+        stopped.send(number)
+        stopped.end(code)
+    world.start(run).end()
     assert_same_run(world, run, "SEQ")
 
 
 @pytest.mark.slow
 def test_a_second_interrupt_ends_at_once(world):
     stopped = world.start("twice", "SEQ", SLOW="60")
-    wait_for(stopped, "starts")
-    time.sleep(8)
-    stopped.send_signal(signal.SIGINT)
+    stopped.wait_for("pausing")
+    stopped.send(signal.SIGINT)
     time.sleep(1)
-    assert stopped.poll() is None
-    stopped.send_signal(signal.SIGINT)
+    assert stopped.process.is_alive()
+    stopped.send(signal.SIGINT)
     begin = time.monotonic()
-    end(stopped, -signal.SIGINT)
+    stopped.end(-signal.SIGINT)
     assert time.monotonic() - begin < 5
 
 
 def test_a_finished_run_says_so(world):
-    output = end(world.start("SEQ"))
+    output = world.start("SEQ").end()
     assert "is finished" in output
     assert "raise trainer.max_steps or trainer.max_epochs" in output
 
 
 def test_a_changed_setting_is_refused_by_its_name(world):
-    output = end(world.start("SEQ", "SEQ", "--data.init_args.batch_size", "4"), 2)
+    output = world.start("SEQ", "SEQ", "--data.init_args.batch_size", "4").end(2)
     assert "data.init_args.batch_size was 2 and is now 4" in output
     assert "--fresh" in output
     assert len(output.splitlines()) == 1
@@ -281,8 +300,8 @@ def test_a_changed_setting_is_refused_by_its_name(world):
 def test_a_longer_horizon_goes_on_and_fresh_starts_over(world):
     shutil.copytree(world.folder / "SEQ", world.folder / "longer", symlinks=True)
     longer = ("--trainer.max_epochs", "3")
-    assert "goes on from" in end(world.start("longer", "SEQ", *longer))
+    assert "goes on from" in world.start("longer", "SEQ", *longer).end()
     assert world.last("longer").name == "step-00000021"
-    assert "the earlier run is in" in end(world.start("longer", "SEQ", "--fresh"))
+    assert "the earlier run is in" in world.start("longer", "SEQ", "--fresh").end()
     assert_same_run(world, "longer", "SEQ")
     assert (world.folder / "longer" / "earlier-1" / "checkpoints" / "last").is_dir()

@@ -12,7 +12,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def log(folder: Path, *entries: tuple[int, dict[str, float]]) -> None:
     logger = MetricsFile(folder)
     for step, metrics in entries:
-        logger.log_metrics(metrics, step)
+        logger.log_metrics(dict(metrics), step)
     logger.save()
 
 

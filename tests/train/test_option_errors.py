@@ -57,7 +57,7 @@ Given value: Namespace(class_path='astrai_train.modules.SEQModule')"""
         ("Unrecognized arguments: stray", "stray is not an option; options start with --"),
         ("Option 'fit.model' is required but not provided or its value is None.",
          "--model is required"),
-        ("argument --trainer.max_steps: expected one argument", "--trainer.max_steps needs a value"),
+        ("argument --trainer.devices: expected one argument", "--trainer.devices needs a value"),
         ("the data file is damaged", "the data file is damaged"),
     ],
 )  # fmt: skip

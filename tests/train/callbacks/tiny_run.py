@@ -129,10 +129,15 @@ def trainer(folder: Path, module: LightningModule, *callbacks: Callback, **optio
     """Build a trainer with our callbacks; `every` is `FolderCheckpoint.every_n_steps`."""
     checkpoint = FolderCheckpoint(every_n_steps=options.pop("every", 1), every_minutes=0)
     return Trainer(
-        **{"max_epochs": 3, "accelerator": "cpu", "logger": False, "num_sanity_val_steps": 0}
+        **{
+            "max_epochs": 3,
+            "accelerator": "cpu",
+            "logger": False,
+            "num_sanity_val_steps": 0,
+            "enable_progress_bar": False,
+        }
         | options,
         default_root_dir=folder,
-        enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         plugins=[FolderCheckpointIO(module)],
