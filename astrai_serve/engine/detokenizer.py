@@ -19,15 +19,22 @@ class StopMatcher:
         self.matched: str | None = None
         self._held = ""
 
-    def feed(self, text: str) -> str:
-        """Add text and return what can no longer be part of a stop string."""
+    def feed(self, text: str, may_stop: bool = True) -> str:
+        """Add text and return what can no longer be part of a stop string.
+
+        Args:
+            text: what follows.
+            may_stop: whether a stop string that ends in this text counts.
+        """
         if not self.stop or not text:
             return text
+        num_old = len(self._held)
         text, self._held = self._held + text, ""
         ends = [
             (start + len(stop), start, stop)
             for stop in self.stop
-            if (start := text.find(stop)) >= 0
+            # one that ended in older text did not count
+            if may_stop and (start := text.find(stop, max(0, num_old + 1 - len(stop)))) >= 0
         ]
         if ends:
             _, start, self.matched = min(ends)
@@ -77,7 +84,7 @@ class Detokenizer:
             may_stop: whether a stop string that ends in this token counts.
         """
         text = self._decoder.decode(self._token_bytes(token_id))
-        return self._matcher.feed(text) if may_stop else text
+        return self._matcher.feed(text, may_stop)
 
     def finish(self, cut_off: bool = False) -> str:
         """Return what was held back.

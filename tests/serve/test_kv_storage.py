@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from astrai_core.model import ModelConfig, PackedAttention, Transformer
+from astrai_serve.engine import kv_storage
 from astrai_serve.engine.kv_storage import KVStorage, PagedAttention, Span
 
 GQA = ModelConfig(
@@ -112,3 +113,28 @@ def test_mla_builds_heads_in_training_and_reads_the_latent_in_serving():
     heads = model.train()(ids, attention=documents)["logits"]
     latent = model.eval()(ids, attention=documents)["logits"]
     torch.testing.assert_close(heads, latent, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("config", [GQA, MLA], ids=["gqa", "mla"])
+def test_decoding_tasks_attend_together_as_they_do_alone(monkeypatch, config, window):
+    torch.manual_seed(0)
+    heads, key_dim, value_dim = config.cache_shape
+    storage = KVStorage(config, num_pages=8, page_size=4)
+    for cache in (storage.keys[0], storage.values[0]):
+        if cache is not None:
+            cache.normal_()
+    q, k = torch.randn(5, config.n_heads, key_dim), torch.randn(5, heads, key_dim)
+    v = torch.randn(5, heads, value_dim) if value_dim else config.kv_lora_rank
+    tables = [(8, 1, [7, 0, 3]), (2, 2, [6]), (0, 1, [5]), (11, 1, [4, 2, 1])]
+    spans = [Span(start=s, length=n, page_table=t) for s, n, t in tables]
+
+    def attend():
+        context = PagedAttention.build(storage, spans)
+        return context, context.attend(0, q, k, v, scale=0.3, window=window)
+
+    together, got = attend()
+    monkeypatch.setattr(kv_storage, "GATHERED_BYTES", 0)
+    alone, wanted = attend()
+    assert [len(context.gathered[0]) for context in (together, alone)] == [3, 0]
+    torch.testing.assert_close(got, wanted, atol=2e-6, rtol=1e-5)

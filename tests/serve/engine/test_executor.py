@@ -1,5 +1,7 @@
 """The engine on real models against the full forward pass of each answer, in fp32."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,10 +9,18 @@ from astrai_core.generation import SamplingParams
 from astrai_core.model import ModelConfig, Transformer
 from astrai_serve.engine import EngineConfig
 from astrai_serve.engine.core import EngineCore
+from astrai_serve.engine.executor import Executor
 
 TOLERANCE = 1e-4
-SHAPE = {"vocab_size": 67, "dim": 48, "n_layers": 2, "dim_ffn": 64, "n_heads": 4, "max_len": 128}
-LATENT = {
+SHAPE: dict[str, Any] = {
+    "vocab_size": 67,
+    "dim": 48,
+    "n_layers": 2,
+    "dim_ffn": 64,
+    "n_heads": 4,
+    "max_len": 128,
+}
+LATENT: dict[str, Any] = {
     "attn_type": "mla",
     "use_qk_norm": False,
     "kv_lora_rank": 16,
@@ -18,7 +28,7 @@ LATENT = {
     "qk_rope_head_dim": 4,
     "v_head_dim": 12,
 }
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "gqa, qk-norm, headwise gate, tied": {"n_kv_heads": 2, "use_gated_attention": True},
     "mqa, elementwise gate, window, untied": {
         "n_kv_heads": 1,
@@ -35,7 +45,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=6, logprobs=3)
 PAGE = 4
 
 
-@pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS)
+@pytest.fixture(scope="module", params=MODELS.values(), ids=list(MODELS))
 def model(request):
     torch.manual_seed(0)
     model = Transformer(ModelConfig(**SHAPE, **request.param)).eval()
@@ -52,13 +62,16 @@ def runner(request, model):
 class Runner:
     """The engine, keeping the logits behind every token it says."""
 
-    def __init__(self, model, **config):
+    def __init__(self, model, **changes):
         self.model = model
-        config = {"page_size": PAGE, "num_pages": 64, "max_step_tokens": 64} | config
+        config: dict[str, Any] = {"page_size": PAGE, "num_pages": 64, "max_step_tokens": 64}
+        config |= changes
         self.core = EngineCore.of_model(model, None, EngineConfig(**config))
         self.tasks, self.logits, self.logprobs, self.ends = [], {}, {}, {}
-        self._logits_of = self.core.executor.logits
-        self.core.executor.logits = self._watched
+        executor = self.core.executor
+        assert isinstance(executor, Executor)
+        self._logits_of = executor.logits
+        executor.logits = self._watched
 
     def _watched(self, chunks):
         logits = self._logits_of(chunks)

@@ -1,0 +1,132 @@
+"""The engine's thread, with a model that counts."""
+
+import threading
+import time
+
+import pytest
+
+from astrai_core.generation import SamplingParams
+from astrai_serve.engine import EngineClosedError, EngineConfig, InferenceEngine, QueueFullError
+from astrai_serve.engine.core import EngineCore
+from astrai_serve.engine.kv_cache import KVCache
+from astrai_serve.engine.scheduler import InferenceScheduler
+from astrai_serve.engine.task import GenerationFailedError, SampledToken
+
+
+class Counting:
+    """Says the next number; breaks on 13; stands still while `go` is clear."""
+
+    def __init__(self):
+        self.go, self.stands = threading.Event(), threading.Event()
+        self.go.set()
+
+    def execute(self, chunks):
+        if not self.go.is_set():
+            self.stands.set()
+            assert self.go.wait(20)
+        if any(13 in chunk.task.prompt_ids for chunk in chunks):
+            raise ArithmeticError("thirteen")
+        return [
+            SampledToken((chunk.task.token_ids[-1] + 1) % 100) if chunk.samples else None
+            for chunk in chunks
+        ]
+
+
+@pytest.fixture
+def engine():
+    config = EngineConfig(max_running_tasks=2, max_queued_tasks=1, stall_seconds=0.2)
+    scheduler = InferenceScheduler(KVCache(32, 4), max_running_tasks=2, max_step_tokens=64)
+    counting = Counting()
+    core = EngineCore(scheduler, counting, vocab_size=100, max_context=128)
+    engine = InferenceEngine(None, None, config, core=core)
+    engine.counting, engine.core = counting, core  # pyright: ignore[reportAttributeAccessIssue]
+    yield engine
+    counting.go.set()
+    engine.close()
+
+
+def few(n=3, **more):
+    return SamplingParams(max_tokens=n, **more)
+
+
+def wait(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it does not happen")
+
+
+def test_generate_waits_for_all_however_many(engine):
+    done = engine.generate([[n] for n in range(8)], few())
+    assert [c.token_ids for c in done] == [(n + 1, n + 2, n + 3) for n in range(8)]
+
+
+def test_an_idle_engine_is_at_rest(engine):
+    engine.generate([[1]], few())
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.05
+
+
+def test_cancelling_frees_the_pages_within_a_step(engine):
+    engine.counting.go.clear()
+    stream = engine.submit([1, 2, 3], few(100))
+    assert engine.counting.stands.wait(10)
+    stream.cancel()
+    steps = engine.stats()["num_steps"]
+    engine.counting.go.set()
+    events = list(stream)
+    wait(lambda: engine.stats()["kv_cache_usage"] == 0)
+    assert [event.finish.reason for event in events if event.finish] == ["cancelled"]
+    assert engine.stats()["num_steps"] <= steps + 1
+
+
+def test_closing_ends_every_stream_once(engine):
+    engine.counting.go.clear()
+    streams = [engine.submit([n], few(50)) for n in range(3)]
+    assert engine.counting.stands.wait(10)
+    engine.close(timeout=0.01)
+    for stream in streams:
+        events = list(stream)
+        assert [event.finish is not None for event in events].count(True) == 1
+        assert events[-1].finish is not None
+        assert events[-1].finish.reason == "cancelled"
+    with pytest.raises(EngineClosedError, match="closed"):
+        engine.submit([1], few())
+    assert not engine.healthy
+
+
+def test_a_broken_step_ends_its_own_tasks_only(engine):
+    with pytest.raises(GenerationFailedError, match="ArithmeticError: thirteen"):
+        engine.generate([[13]], few())
+    assert engine.generate([[1]], few())[0].token_ids == (2, 3, 4)
+    assert engine.healthy
+
+
+def test_a_full_queue_says_so_and_opens_again(engine):
+    engine.counting.go.clear()
+    streams = [engine.submit([n], few()) for n in range(3)]
+    with pytest.raises(QueueFullError, match="1 tasks are waiting"):
+        engine.submit([9], few())
+    engine.counting.go.set()
+    for stream in streams:
+        list(stream)
+    assert list(engine.submit([9], few()))[-1].finish.reason == "length"
+
+
+def test_health_tells_of_a_step_that_hangs(engine):
+    engine.counting.go.clear()
+    stream = engine.submit([1], few())
+    assert engine.counting.stands.wait(10)
+    wait(lambda: not engine.healthy)
+    engine.counting.go.set()
+    list(stream)
+    wait(lambda: engine.healthy)
+
+
+def test_changed_weights_drop_the_prefixes(engine):
+    engine.generate([list(range(12))], few())
+    assert engine.stats()["num_cached_pages"] > 0
+    engine.update_weights()
+    assert engine.stats()["num_cached_pages"] == 0
