@@ -21,7 +21,12 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from astrai_core.atomic_folder import read_last
-from astrai_train.callbacks.checkpoint import FOLDER, FolderCheckpoint, FolderCheckpointIO
+from astrai_train.callbacks.checkpoint import (
+    FOLDER,
+    FolderCheckpoint,
+    FolderCheckpointIO,
+    has_state,
+)
 from astrai_train.callbacks.preemption import Preemption
 from astrai_train.callbacks.report import progress
 from astrai_train.callbacks.resume import HORIZON, Resume, changed_keys
@@ -176,6 +181,11 @@ class Run(LightningCLI):
     ) -> None:
         """Train, from the last checkpoint where there is one."""
         resumed = Path(ckpt_path) if ckpt_path else None
+        if resumed is not None and (resumed / "config.json").is_file() and not has_state(resumed):
+            raise ValueError(
+                f"--ckpt_path {resumed} is a model folder without the state of a run; to begin "
+                f"with its weights, use --model.init_args.init_from {resumed}"
+            )
         if not self._is_dry:
             resumed = resumed or self.last
             if self.trainer.is_global_zero:

@@ -31,6 +31,11 @@ _MODULE = "module_state"
 _VERSION = "pytorch-lightning_version"
 
 
+def has_state(folder: Path) -> bool:
+    """Whether a run can go on from a folder, which otherwise holds weights alone."""
+    return (folder / "trainer").is_dir()
+
+
 class CheckpointError(OSError):
     """A checkpoint could not be written; the message names the disk's reason and what is whole."""
 

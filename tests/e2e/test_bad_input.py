@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from astrai_core.model import AutoModel, ModelConfig
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.cli import main
 from astrai_train.data.prepare import prepare
@@ -162,6 +163,18 @@ def test_a_checkpoint_that_is_none_is_named(capsys, config, tmp_path):
     status, line = refusal(capsys, "fit", "--config", config, "--ckpt_path", tmp_path)
     assert status == 1
     assert "has no config.json" in line
+
+
+def test_weights_alone_are_no_run_to_go_on_with(capsys, config, prepared, tmp_path):
+    shape = ModelConfig(vocab_size=300, dim=16, n_layers=1, dim_ffn=32, n_heads=2)
+    AutoModel.save_pretrained(AutoModel.from_config(shape), tmp_path / "model")
+    option = ("--ckpt_path", tmp_path / "model")
+    status, line = refusal(capsys, "fit", "--config", config, *option)
+    assert status == 1
+    assert "use --model.init_args.init_from" in line
+    options = ("--data.init_args.val", str(prepared / "text.h5"))
+    main(["validate", "--config", str(config), "--ckpt_path", str(tmp_path / "model"), *options])
+    assert "weights of" in capsys.readouterr().out
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(config, tmp_path):

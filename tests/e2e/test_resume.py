@@ -148,6 +148,8 @@ def _train(log: Path, arguments: list[str], environment: dict[str, str]) -> None
     os.environ.update(environment)
     sys.path.insert(0, str(HERE))
     torch.set_num_threads(1)
+    # loaders' workers as a user has them
+    multiprocessing.set_start_method("fork", force=True)
     main(arguments)
 
 
