@@ -35,9 +35,9 @@ from astrai_core.command_line import CommandLineError, parse_one
 
 ROOT = Path(__file__).resolve().parent
 SCRIPTS = Path(sysconfig.get_path("scripts"))
-CHATS = 110_000
-SEQ_STEPS = 400
-SFT_STEPS = 2400
+CHATS = 120_000
+SEQ_STEPS = 350
+SFT_STEPS = 2900
 HELD_OUT = 200
 VOCAB = 4096
 MAX_REPLY_TOKENS = 128

@@ -129,6 +129,24 @@ def conclude(answer: str, language: Language) -> str:
     return f"The answer is {answer}." if language == "en" else f"答案是{answer}。"
 
 
+def _stories(text: str, **slots: tuple[str | tuple[str, ...], ...]) -> tuple[str, ...]:
+    """The text with every combination of fillers.
+
+    A slot `box_boxes=(("bag", "bags"), ...)` fills {box} and {boxes} together.
+    """
+    stories = [text]
+    for slot, fillers in slots.items():
+        filled: list[str] = []
+        for filler in fillers:
+            words = (filler,) if isinstance(filler, str) else filler
+            for story in stories:
+                for name, word in zip(slot.split("_"), words, strict=True):
+                    story = story.replace("{" + name + "}", word)
+                filled.append(story)
+        stories = filled
+    return tuple(stories)
+
+
 _ENGLISH = {
     "+": Wordings(
         train=(
@@ -147,6 +165,18 @@ _ENGLISH = {
             "There are {a} boys and {b} girls in the school. How many children are there?",
             "I read {a} pages yesterday and {b} pages today. How many pages is that?",
             "A pen costs {a} yuan and a book costs {b} yuan. How much do they cost together?",
+            "Can you tell me how much {a} plus {b} is?",
+            "Tell me what {a} + {b} is.",
+            "Please tell me what {a} plus {b} is.",
+            "Can you calculate {a} + {b} for me?",
+            "Can you add {b} to {a}?",
+            "Please work out {a} plus {b}.",
+            "Please calculate {a} + {b}.",
+            *_stories(
+                "{name} has {a} {thing} and buys {b} more. How many {thing} are there now?",
+                name=("Jack", "Lily", "Mary"),
+                thing=("pencils", "cards", "eggs", "books"),
+            ),
         ),
         held_out=(
             "Can you add {a} and {b} for me?",
@@ -171,6 +201,20 @@ _ENGLISH = {
             "Tom has {a} apples and eats {b} of them. How many apples are left?",
             "There are {a} birds in a tree and {b} fly away. How many birds are left?",
             "A book has {a} pages and I read {b} of them. How many pages are left?",
+            "Can you tell me how much {a} minus {b} is?",
+            "Tell me what {a} - {b} is.",
+            "Please tell me what {a} minus {b} is.",
+            "Can you calculate {a} - {b} for me?",
+            "Can you take {b} from {a} for me?",
+            "Please work out {a} minus {b}.",
+            "Please calculate {a} - {b}.",
+            "Please subtract {b} from {a}.",
+            *_stories(
+                "{name} has {a} {thing} and {gives} {b} of them. How many {thing} are left?",
+                name=("Jack", "Lily"),
+                thing=("pencils", "cards", "cakes"),
+                gives=("sells", "loses", "gives a friend"),
+            ),
         ),
         held_out=(
             "Can you subtract {b} from {a} for me?",
@@ -193,6 +237,19 @@ _ENGLISH = {
             "Can you tell me what {a} times {b} is?",
             "A box holds {a} apples. How many apples are in {b} boxes?",
             "A book costs {a} yuan. How much do {b} books cost?",
+            "Can you tell me how much {a} times {b} is?",
+            "Tell me what {a} × {b} is.",
+            "Please tell me what {a} times {b} is.",
+            "Can you calculate {a} × {b} for me?",
+            "Can you multiply {a} and {b}?",
+            "Please work out {a} times {b}.",
+            "Please calculate {a} × {b}.",
+            "Please multiply {a} by {b}.",
+            *_stories(
+                "A {box} holds {a} {thing}. How many {thing} are in {b} {boxes}?",
+                box_boxes=(("basket", "baskets"), ("truck", "trucks"), ("room", "rooms")),
+                thing=("eggs", "books", "pens", "oranges"),
+            ),
         ),
         held_out=(
             "Can you multiply {a} by {b} for me?",
@@ -213,6 +270,19 @@ _ENGLISH = {
             "Calculate {a} ÷ {b}.",
             "Can you tell me what {a} divided by {b} is?",
             "{b} children share {a} apples equally. How many apples does each child get?",
+            "Can you tell me how much {a} divided by {b} is?",
+            "Tell me what {a} ÷ {b} is.",
+            "Please tell me what {a} divided by {b} is.",
+            "Can you calculate {a} ÷ {b} for me?",
+            "Can you divide {a} by {b}?",
+            "Please work out {a} divided by {b}.",
+            "Please calculate {a} ÷ {b}.",
+            "Please divide {a} by {b}.",
+            *_stories(
+                "{b} {people} share {a} {thing} equally. How many {thing} does each {one} get?",
+                people_one=(("boys", "boy"), ("students", "student"), ("workers", "worker")),
+                thing=("pencils", "cakes", "eggs", "books"),
+            ),
         ),
         held_out=(
             "Can you divide {a} by {b} for me?",
@@ -239,6 +309,18 @@ _CHINESE = {
             "小明有{a}个苹果，又买了{b}个，现在一共有多少个？",
             "学校里有{a}个男孩和{b}个女孩，一共有多少个孩子？",
             "昨天我读了{a}页书，今天读了{b}页，一共读了多少页？",
+            "请计算{a}加{b}。",
+            "请问{a}加上{b}等于几？",
+            "请问{a}和{b}的和是多少？",
+            "请把{a}和{b}加起来。",
+            "{a}和{b}加起来等于多少？",
+            "请求出{a}与{b}的和。",
+            *_stories(
+                "{name}有{a}{thing}，又{gets}了{b}{unit}，现在一共有多少{unit}？",
+                name=("小丽", "小刚"),
+                thing_unit=(("支铅笔", "支"), ("张卡片", "张"), ("块饼干", "块"), ("本词典", "本")),
+                gets=("买", "借"),
+            ),
         ),
         held_out=(
             "请计算{a}加{b}等于多少。",
@@ -262,6 +344,18 @@ _CHINESE = {
             "小明有{a}个苹果，吃了{b}个，还剩多少个？",
             "树上有{a}只鸟，飞走了{b}只，还剩多少只？",
             "一本书有{a}页，我读了{b}页，还剩多少页？",
+            "请计算{a}减{b}。",
+            "请问{a}减去{b}等于几？",
+            "请问{a}和{b}的差是多少？",
+            "请从{a}里减去{b}。",
+            "{a}减去{b}以后等于多少？",
+            "请求出{a}与{b}的差。",
+            *_stories(
+                "{name}有{a}{thing}，{loses}{b}{unit}，还剩多少{unit}？",
+                name=("小丽", "小刚"),
+                thing_unit=(("支铅笔", "支"), ("张卡片", "张"), ("块饼干", "块"), ("本词典", "本")),
+                loses=("送给同学", "丢了", "送给弟弟"),
+            ),
         ),
         held_out=(
             "请计算{a}减{b}等于多少。",
@@ -283,6 +377,17 @@ _CHINESE = {
             "你知道{a}乘{b}等于多少吗？",
             "一个盒子装{a}个苹果，{b}个盒子一共装多少个？",
             "一本书{a}元，买{b}本一共要多少元？",
+            "请计算{a}乘{b}。",
+            "请问{a}乘以{b}等于几？",
+            "请问{a}和{b}的积是多少？",
+            "请把{a}乘以{b}。",
+            "{a}和{b}相乘等于多少？",
+            "请求{a}和{b}的积。",
+            *_stories(
+                "一个{box}装{a}{thing}，{b}个{box}一共装多少{unit}？",
+                box=("篮子", "柜子", "瓶子"),
+                thing_unit=(("个橙子", "个"), ("支铅笔", "支"), ("块饼干", "块"), ("个鸡蛋", "个")),
+            ),
         ),
         held_out=(
             "请计算{a}乘{b}等于多少。",
@@ -301,6 +406,17 @@ _CHINESE = {
             "求{a}除以{b}的商。",
             "你知道{a}除以{b}等于多少吗？",
             "{a}个苹果平均分给{b}个孩子，每个孩子分到多少个？",
+            "请计算{a}除以{b}。",
+            "请问{a}除以{b}等于几？",
+            "{a}除以{b}的商是多少？",
+            "请把{a}除以{b}。",
+            "请求{a}除以{b}的商。",
+            "把{a}除以{b}，等于几？",
+            *_stories(
+                "{a}{thing}平均分给{b}个{people}，每个{people}分到多少{unit}？",
+                people=("学生", "工人", "男孩"),
+                thing_unit=(("个橙子", "个"), ("支铅笔", "支"), ("块饼干", "块"), ("个鸡蛋", "个")),
+            ),
         ),
         held_out=(
             "请计算{a}除以{b}等于多少。",

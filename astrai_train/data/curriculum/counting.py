@@ -1,6 +1,7 @@
 """How often a letter is in an English word, and how many characters are in a Chinese text.
 
-The reply goes through the text one letter or character at a time with a running count.
+The reply goes through the text one letter or character at a time with a running count. Nothing
+stands between them, so that a letter is the same token wherever it is.
 """
 
 from random import Random
@@ -105,14 +106,14 @@ _SPELLABLE = tuple(
 _CHARACTERS_KNOWN = tuple(sorted({character for word in WORDS for character in word.chinese}))
 
 
-def _running_count(text: str, wanted: str | None, separator: str = "") -> tuple[str, int]:
+def _running_count(text: str, wanted: str | None) -> tuple[str, int]:
     """Every character followed by how many wanted ones (or any, for None) came so far."""
     count = 0
     steps = []
     for character in text:
         count += wanted is None or character == wanted
         steps.append(f"{character}{count}")
-    return separator.join(steps), count
+    return "".join(steps), count
 
 
 def letters(rng: Random, split: Split) -> Item:
@@ -126,12 +127,13 @@ def letters(rng: Random, split: Split) -> Item:
     word, letter = draw(split, propose, lambda pair: split_of("letters", *pair))
     language = rng.choice(("en", "zh"))
     wording = _LETTERS[language].pick(rng, split)
-    steps, count = _running_count(word, letter, " ")
+    steps, count = _running_count(word, letter)
     return Item(
         task="counting_letters",
         language=language,
         messages=chat(
-            wording.format(word=word, letter=letter), f"{steps}\n{conclude(str(count), language)}"
+            wording.format(word=word, letter=letter),
+            f"{letter}\n{steps}\n{conclude(str(count), language)}",
         ),
         checker=checker.number(count),
         split=split,

@@ -116,6 +116,9 @@ _DATE = {
             "What is the date {n} days after {date}?",
             "If today is {date}, what date will it be in {n} days?",
             "It is {date}. What will the date be {n} days later?",
+            "Which date comes {n} days after {date}?",
+            "It is {date} today. What is the date in {n} days?",
+            "If it is {date} today, what date is it {n} days later?",
         ),
         held_out=(
             "Which date is {n} days after {date}?",
@@ -130,6 +133,10 @@ _DATE = {
             "{date}的{n}天后是几月几日？",
             "如果今天是{date}，那么{n}天后是几月几日？",
             "{date}再过{n}天是哪一天？",
+            "请问{date}过{n}天是几月几日？",
+            "请问{date}再过{n}天是哪一天？",
+            "{date}的{n}天后是哪一天？",
+            "请问今天是{date}，{n}天后是几月几日？",
         ),
         held_out=(
             "今天是{date}，再过{n}天是几月几日？",

@@ -100,11 +100,27 @@ _DIFFERENCE = {
 
 _AND = {
     "en": Wordings(
-        train=('And "{text}"?', 'What about "{text}"?', 'Now "{text}".', 'And what is "{text}"?'),
+        train=(
+            'And "{text}"?',
+            'What about "{text}"?',
+            'Now "{text}".',
+            'And what is "{text}"?',
+            'And how about "{text}"?',
+            'Then what about "{text}"?',
+            'And how do you say "{text}"?',
+        ),
         held_out=('And what about "{text}"?', 'How about "{text}"?'),
     ),
     "zh": Wordings(
-        train=('那"{text}"呢？', '"{text}"呢？', '还有"{text}"？', '那么"{text}"怎么说？'),
+        train=(
+            '那"{text}"呢？',
+            '"{text}"呢？',
+            '还有"{text}"？',
+            '那么"{text}"怎么说？',
+            '那"{text}"怎么说？',
+            '还有"{text}"怎么说？',
+            '"{text}"又怎么说？',
+        ),
         held_out=('那么"{text}"呢？', '还有"{text}"呢？'),
     ),
 }

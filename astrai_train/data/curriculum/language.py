@@ -31,7 +31,13 @@ _MEMBERS = tuple(noun for noun in NOUNS if noun.category in _CATEGORIES)
 
 _REQUESTS = {
     ("en", "en"): Wordings(
-        train=("{question}", "{question} Answer in English.", "In English: {question}"),
+        train=(
+            "{question}",
+            "{question} Answer in English.",
+            "In English: {question}",
+            "{question} Please reply in English.",
+            "Please answer in English: {question}",
+        ),
         held_out=("{question} Please answer in English.",),
     ),
     ("en", "zh"): Wordings(
@@ -40,11 +46,20 @@ _REQUESTS = {
             "Answer in Chinese: {question}",
             "{question} Reply in Chinese.",
             "In Chinese, please: {question}",
+            "{question} Please reply in Chinese.",
+            "Please answer in Chinese: {question}",
+            "{question} Answer me in Chinese, please.",
         ),
         held_out=("{question} Please answer in Chinese.", "Please reply in Chinese: {question}"),
     ),
     ("zh", "zh"): Wordings(
-        train=("{question}", "{question}用中文回答。", "用中文回答：{question}"),
+        train=(
+            "{question}",
+            "{question}用中文回答。",
+            "用中文回答：{question}",
+            "{question}请用中文回复。",
+            "请用中文回答：{question}",
+        ),
         held_out=("{question}请用中文回答。",),
     ),
     ("zh", "en"): Wordings(
@@ -53,6 +68,9 @@ _REQUESTS = {
             "用英文回答：{question}",
             "{question}用英语回答。",
             "请用英语回答：{question}",
+            "{question}请用英文回复。",
+            "请用英文回答：{question}",
+            "{question}请用英语回答我。",
         ),
         held_out=("{question}请用英文回答。", "请用英文回答我：{question}"),
     ),
@@ -78,16 +96,12 @@ def _is_a(rng: Random) -> tuple[tuple[str, ...], dict[Language, str], dict[Langu
         "en": _IS_A["en"][form].format(a=name, category=english),
         "zh": _IS_A["zh"][form].format(a=noun.chinese, category=chinese),
     }
-    if category == noun.category:
-        answer: dict[Language, str] = {
-            "en": f"Yes, {name} is {english}.",
-            "zh": f"是的，{noun.chinese}是{chinese}。",
-        }
-    else:
-        answer = {
-            "en": f"No, {name} is not {english}.",
-            "zh": f"不，{noun.chinese}不是{chinese}。",
-        }
+    kind, kind_chinese = _CATEGORIES[noun.category]
+    verdict, verdict_chinese = ("yes", "是的") if category == noun.category else ("no", "不是")
+    answer: dict[Language, str] = {
+        "en": f"{name.capitalize()} is {kind}, so the answer is {verdict}.",
+        "zh": f"{noun.chinese}是{kind_chinese}，所以{verdict_chinese}。",
+    }
     return ("is_a", noun.english, category), question, answer
 
 
