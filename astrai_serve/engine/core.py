@@ -5,6 +5,7 @@ step ends the tasks of that step and nothing else.
 """
 
 import logging
+import operator
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -35,8 +36,8 @@ logger = logging.getLogger(__name__)
 class StepExecutor(Protocol):
     """Computes steps; `Executor` on a model, or a small fake in tests."""
 
-    def execute(self, chunks: Sequence[Chunk]) -> list[SampledToken | None]:
-        """Return the token that follows each chunk, None where it does not sample."""
+    def execute(self, chunks: Sequence[Chunk]) -> Sequence[SampledToken | Exception | None]:
+        """Return what follows each chunk: a token, an error, or None where it does not sample."""
         ...
 
 
@@ -63,7 +64,7 @@ class EngineCore:
         token_bytes: Callable[[int], bytes] | None = None,
     ):
         self.scheduler = scheduler
-        self.executor = executor
+        self.executor: StepExecutor | None = executor
         self.vocab_size = vocab_size
         self.max_context = min(max_context, scheduler.kv.pool.num_pages * scheduler.kv.page_size)
         self.model_stop_ids = frozenset(i for i in model_stop_ids if i < vocab_size)
@@ -133,7 +134,12 @@ class EngineCore:
         Raises:
             RefusedError: the task can never run; the message says why, and the way out.
         """
-        prompt_ids = tuple(prompt_ids)
+        try:
+            prompt_ids = tuple(map(operator.index, prompt_ids))
+        except TypeError:
+            raise RefusedError(
+                f"a prompt is a sequence of token ids, not {prompt_ids!r:.60}"
+            ) from None
         self._check_ids("prompt", prompt_ids)
         self._check_ids("stop_token_ids", params.stop_token_ids)
         self._check_ids("logit_bias", [token_id for token_id, _ in params.logit_bias])
@@ -182,6 +188,7 @@ class EngineCore:
 
     def step(self) -> list[tuple[int, TaskEvent]]:
         """Compute one step and return the news of its tasks, by task id."""
+        assert self.executor is not None, "the engine was closed"
         chunks = self.scheduler.schedule()
         if not chunks:
             return []
@@ -191,12 +198,16 @@ class EngineCore:
         except Exception as error:  # whatever it is, the other tasks are not to blame
             logger.exception("a step of %d tasks failed", len(chunks))
             return [(chunk.task.task_id, self._fail(chunk.task, error)) for chunk in chunks]
-        self.scheduler.complete(chunks)
+        # what a failed chunk computed is no prefix for others
+        pairs = list(zip(chunks, samples, strict=True))
+        self.scheduler.complete([c for c, sample in pairs if not isinstance(sample, Exception)])
         events: list[tuple[int, TaskEvent]] = []
-        for chunk, sample in zip(chunks, samples, strict=True):
+        for chunk, sample in pairs:
             if sample is None:
                 continue
             try:
+                if isinstance(sample, Exception):
+                    raise sample
                 event = self._advance(chunk.task, sample)
             except Exception as error:  # one task's text must not end the others
                 logger.exception("task %d failed", chunk.task.task_id)
@@ -208,6 +219,10 @@ class EngineCore:
         """Forget every cached key and value, for the weights have changed; running tasks go on."""
         self.scheduler.preempt_all()
         self.scheduler.kv.clear_prefixes()
+
+    def close(self) -> None:
+        """Let go of the model and of its keys and values; no step follows, the counts stay."""
+        self.executor = None
 
     def stats(self) -> dict[str, int | float]:
         """Counts since the start, and how things stand."""

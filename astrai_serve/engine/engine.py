@@ -157,7 +157,7 @@ class InferenceEngine(GenerationEngine):
         return {**self._core.stats(), "num_open": len(self._open), "step_age": self.step_age}
 
     def close(self, timeout: float = 10.0) -> None:
-        """End every stream at once and stop the thread after its step.
+        """End every stream at once, stop the thread after its step and free the KV cache.
 
         Args:
             timeout: seconds to wait for the step that is running.
@@ -215,6 +215,8 @@ class InferenceEngine(GenerationEngine):
         except BaseException as error:
             logger.exception("the engine failed")
             self._refuse_and_end(f"the engine failed ({error!r})", FinishReason.ERROR)
+        finally:
+            self._core.close()
 
     def _obey(self) -> None:
         """Carry out all commands; sleep until there is one if there is nothing else to do."""

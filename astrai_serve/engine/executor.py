@@ -40,11 +40,12 @@ class Executor:
         self._filters: tuple[list[int], Filters] | None = None
 
     @torch.inference_mode()
-    def execute(self, chunks: Sequence[Chunk]) -> list[SampledToken | None]:
+    def execute(self, chunks: Sequence[Chunk]) -> list[SampledToken | Exception | None]:
         """Compute a step.
 
         Returns:
-            For each chunk the token that follows it, or None where the chunk does not sample.
+            For each chunk the token that follows it, an error where its logits are not numbers, or
+            None where the chunk does not sample.
         """
         sampled = iter(self._sample(self.logits(chunks), [c.task for c in chunks if c.samples]))
         return [next(sampled) if chunk.samples else None for chunk in chunks]
@@ -73,21 +74,26 @@ class Executor:
         )
         return output["logits"]
 
-    def _sample(self, logits: Tensor, tasks: list[Task]) -> list[SampledToken]:
+    def _sample(self, logits: Tensor, tasks: list[Task]) -> list[SampledToken | Exception]:
         if not tasks:
             return []
         adjustments = adjustments_of(tasks)
         adjusted = logits if adjustments is None else adjustments.apply(logits.float())
         token_ids = adjusted.argmax(1)
+        # the largest of a row is NaN if any of it is
+        is_sound = adjusted.gather(1, token_ids[:, None])[:, 0].isfinite().tolist()
         drawing = [n for n, task in enumerate(tasks) if task.params.temperature >= GREEDY_BELOW]
         if drawing:
             drawn = self._draw(adjusted, [tasks[n] for n in drawing], drawing)
             token_ids[torch.tensor(drawing, device=logits.device)] = drawn
-        if bool(logits.gather(1, token_ids[:, None]).isnan().any()):
-            raise FloatingPointError("the model's logits are not numbers (NaN)")
         wanted = [n for n, task in enumerate(tasks) if task.params.logprobs is not None]
         logprobs = _logprobs(logits, token_ids, tasks, wanted) if wanted else {}
-        return [SampledToken(i, logprobs.get(n)) for n, i in enumerate(token_ids.tolist())]
+        return [
+            SampledToken(token_id, logprobs.get(n))
+            if is_sound[n]
+            else FloatingPointError("the model's logits are not finite numbers")
+            for n, token_id in enumerate(token_ids.tolist())
+        ]
 
     def _draw(self, adjusted: Tensor, tasks: list[Task], rows: list[int]) -> Tensor:
         ids = [task.task_id for task in tasks]

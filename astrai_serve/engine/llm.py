@@ -69,6 +69,8 @@ class LLM(GenerationEngine):
             RefusedError: a prompt can never run; nothing was computed.
             GenerationFailedError: an error ended one of the tasks.
         """
+        if isinstance(prompts, str):
+            raise RefusedError("prompts is a list, not one text; pass [text]")
         each = each_params(params or SamplingParams(), len(prompts))
         prompt_ids = [self._encode(p) if isinstance(p, str) else p for p in prompts]
         with self._lock:
