@@ -423,8 +423,12 @@ def serve(options: Options) -> None:
     chat = "make chat" if options.port == 8000 else f"make chat PORT={options.port}"
     say(f"\nThe model is served at {url} (a page to chat on, and /v1 for OpenAI clients).")
     say(f"In another terminal: {chat}. Ctrl-C ends the server.\n")
-    model = str(options.out / "sft/checkpoints/last")
-    command = [str(SCRIPTS / "astrai-serve"), "--model", model, "--model_name", "astrai-demo"]
+    model = options.out / "sft/checkpoints/last"
+    # one wrong draw spoils a sum: clients that do not say otherwise get the likeliest answer
+    settings = model / "generation_config.json"
+    content = json.loads(settings.read_text(encoding="utf-8")) | {"do_sample": False}
+    write(settings, json.dumps(content, indent=2) + "\n")
+    command = [str(SCRIPTS / "astrai-serve"), "--model", str(model), "--model_name", "astrai-demo"]
     os.execv(command[0], [*command, "--port", str(options.port)])
 
 
