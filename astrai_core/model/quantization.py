@@ -49,8 +49,10 @@ class W8A8Linear(nn.Module):
         return cls(weight, scale[:, 0], bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, I) to (N, O) in the type of x."""
-        out = torch.ops.astrai.w8a8_linear(x, self.weight, self.weight_scale, self._handle)
+        """Map (..., I) to (..., O) in the type of x."""
+        rows = x.reshape(-1, x.shape[-1])  # (N, I)
+        out = torch.ops.astrai.w8a8_linear(rows, self.weight, self.weight_scale, self._handle)
+        out = out.view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def __del__(self) -> None:

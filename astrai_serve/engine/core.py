@@ -81,7 +81,7 @@ class EngineCore:
         cls, model: Transformer, tokenizer: AutoTokenizer | None, config: EngineConfig
     ) -> "EngineCore":
         """Put the parts together for a model; without a tokenizer there is no text."""
-        dtype = model.output_weight.dtype
+        dtype = model.embed_tokens.weight.dtype  # the output layer may be quantised
         if config.kv_dtype != "auto":
             dtype = getattr(torch, config.kv_dtype)
         max_context = min(config.max_context or model.config.max_len, model.config.max_len)

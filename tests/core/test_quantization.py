@@ -37,6 +37,14 @@ def test_a_token_does_not_depend_on_its_neighbours():
     assert all(torch.equal(layer(x[n : n + 1])[0], together[n]) for n in range(33))
 
 
+def test_rows_of_any_shape_are_rows():
+    torch.manual_seed(0)
+    layer, x = W8A8Linear.from_linear(Linear(16, 8, bias=True)), torch.randn(2, 3, 16)
+    assert torch.equal(layer(x), layer(x.flatten(0, 1)).view(2, 3, 8))
+    assert torch.equal(layer(x[0, 0]), layer(x)[0, 0])
+    assert layer(x[:0]).shape == (0, 3, 8)
+
+
 def test_a_quantised_model_compiles_and_stays_close():
     torch.manual_seed(0)
     model = Transformer(ModelConfig(vocab_size=64, dim=64, n_layers=2, dim_ffn=96)).eval()
