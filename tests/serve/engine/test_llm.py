@@ -281,7 +281,7 @@ def test_changed_weights_are_seen(model, tokenizer):
     own.load_state_dict(model.state_dict())
     llm, prompt, params = LLM(own, tokenizer, CONFIG), list(range(20, 40)), draws(temperature=0)
     llm.generate([prompt], params)
-    own.get_parameter("layers.0.mlp.down_proj.weight").data.neg_()
+    own.get_parameter("layers.0.self_attn.v_proj.weight").data.neg_()  # so cached values change
     llm.update_weights()
     assert llm.generate([prompt], params)[0].token_ids == by_hand(own, prompt, params)
 
