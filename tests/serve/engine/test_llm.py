@@ -75,6 +75,13 @@ def by_hand(model, prompt, params, sample_index=0):
     return tuple(ids[len(prompt) :])
 
 
+def logprobs_by_hand(model, prompt, token_ids):
+    with torch.no_grad():
+        rows = model(torch.tensor([[*prompt, *token_ids]]))["logits"][0].log_softmax(-1)
+    places = range(len(prompt) - 1, len(rows) - 1)
+    return [rows[place, i].item() for place, i in zip(places, token_ids, strict=True)]
+
+
 def draws(seed: int | None = 1, **more):
     return SamplingParams(**{"max_tokens": 12, "seed": seed, "ignore_eos": True} | more)
 
@@ -86,9 +93,7 @@ def test_the_answer_is_that_of_the_full_forward(llm, model, temperature):
     for prompt, one, completion in zip(PROMPTS, params, completions, strict=True):
         assert completion.token_ids == by_hand(model, prompt, one)
         assert completion.finish_reason is FinishReason.LENGTH
-        rows = model(torch.tensor([[*prompt, *completion.token_ids]]))["logits"][0].log_softmax(-1)
-        said = zip(range(len(prompt) - 1, len(rows)), completion.token_ids, strict=False)
-        wanted = [rows[place, token_id].item() for place, token_id in said]
+        wanted = logprobs_by_hand(model, prompt, completion.token_ids)
         assert completion.logprobs == pytest.approx(wanted, abs=1e-4)
 
 
@@ -279,11 +284,13 @@ def test_a_logit_that_is_no_number_ends_its_own_task(model, tokenizer, broken, t
 def test_changed_weights_are_seen(model, tokenizer):
     own = Transformer(model.config).eval()
     own.load_state_dict(model.state_dict())
-    llm, prompt, params = LLM(own, tokenizer, CONFIG), list(range(20, 40)), draws(temperature=0)
-    llm.generate([prompt], params)
+    llm, prompt = LLM(own, tokenizer, CONFIG), list(range(20, 40))
+    llm.generate([prompt], draws())
     own.get_parameter("layers.0.self_attn.v_proj.weight").data.neg_()  # so cached values change
     llm.update_weights()
-    assert llm.generate([prompt], params)[0].token_ids == by_hand(own, prompt, params)
+    (completion,) = llm.generate([prompt], draws())
+    wanted = logprobs_by_hand(own, prompt, completion.token_ids)
+    assert completion.logprobs == pytest.approx(wanted, abs=1e-4)
 
 
 def test_an_error_or_ctrl_c_leaves_nothing_behind(llm, monkeypatch):
