@@ -1,6 +1,6 @@
 """How often a letter is in an English word, and how many characters are in a Chinese text.
 
-The reply goes through the text one letter or character at a time with a running count. Nothing
+The reply says what it counts and goes through the text with a running count. Nothing
 stands between them, so that a letter is the same token wherever it is.
 """
 
@@ -157,12 +157,13 @@ def characters(rng: Random, split: Split) -> Item:
     wordings = _OCCURRENCES if single else _CHARACTERS
     wording = wordings[language].pick(rng, split)
     steps, count = _running_count(text, character or None)
+    counted = character or ("all" if language == "en" else "全部")
     return Item(
         task="counting_characters",
         language=language,
         messages=chat(
             wording.format(text=text, character=character),
-            f"{steps}\n{conclude(str(count), language)}",
+            f"{counted}\n{steps}\n{conclude(str(count), language)}",
         ),
         checker=checker.number(count),
         split=split,

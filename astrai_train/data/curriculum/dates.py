@@ -88,6 +88,9 @@ _MONTH_LENGTH = {
             "How many days does {month} {year} have?",
             "How long is {month} {year}, in days?",
             "Tell me the number of days in {month} {year}.",
+            "Please tell me the number of days in {month} {year}.",
+            "Tell me how many days {month} {year} has.",
+            "Can you tell me how many days there are in {month} {year}?",
         ),
         held_out=(
             "How many days are in {month} {year}?",
@@ -100,6 +103,11 @@ _MONTH_LENGTH = {
             "{year}年的{month}有几天？",
             "请问{year}年{month}有多少天？",
             "{year}年{month}一共有几天？",
+            "请问{year}年的{month}有几天？",
+            "请问{year}年{month}一共有几天？",
+            "{year}年的{month}一共有多少天？",
+            "请告诉我{year}年的{month}有多少天。",
+            "{year}年{month}有几天？",
         ),
         held_out=(
             "请问{year}年的{month}一共有多少天？",

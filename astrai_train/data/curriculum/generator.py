@@ -42,18 +42,18 @@ TASKS: tuple[str, ...] = tuple(_ITEM)
 WEIGHTS: dict[str, float] = {
     "arithmetic_english": 1.4,
     "arithmetic_chinese": 1.4,
-    "arithmetic_numerals": 1.2,
+    "arithmetic_numerals": 1.4,
     "comparing": 0.8,
     "sorting": 1.9,
     "counting_letters": 1.4,
-    "counting_characters": 1.1,
+    "counting_characters": 1.3,
     "dates": 1.4,
     "units": 0.9,
     "translation": 2.8,
-    "asked_language": 1.8,
+    "asked_language": 2.0,
     "follow_up": 1.2,
-    "greetings": 0.2,
-    "identity": 0.25,
+    "greetings": 0.25,
+    "identity": 0.3,
 }
 """Shares of the training mixture: what is learned slowly comes more often."""
 

@@ -99,8 +99,8 @@ def _is_a(rng: Random) -> tuple[tuple[str, ...], dict[Language, str], dict[Langu
     kind, kind_chinese = _CATEGORIES[noun.category]
     verdict, verdict_chinese = ("yes", "是的") if category == noun.category else ("no", "不是")
     answer: dict[Language, str] = {
-        "en": f"{name.capitalize()} is {kind}, so the answer is {verdict}.",
-        "zh": f"{noun.chinese}是{kind_chinese}，所以{verdict_chinese}。",
+        "en": f"{english.capitalize()}? {name.capitalize()} is {kind}, so {verdict}.",
+        "zh": f"{chinese}？{noun.chinese}是{kind_chinese}，所以{verdict_chinese}。",
     }
     return ("is_a", noun.english, category), question, answer
 

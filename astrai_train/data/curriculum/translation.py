@@ -1,7 +1,8 @@
 """Words, phrases and short sentences in the other language.
 
 A held-out word is one whose direction was never asked for alone in training: the word itself
-was, in the other direction and inside phrases. A held-out phrase combines known words anew.
+was, in the other direction and inside phrases, so only words that phrases use are held out. A
+held-out phrase combines known words anew.
 """
 
 from dataclasses import dataclass
@@ -117,6 +118,9 @@ WORDINGS = {
 }
 
 
+_IN_PHRASES = frozenset(word.english for word in (*NOUNS, *ADJECTIVES, *VERBS))
+
+
 def _word(rng: Random) -> tuple[Operands, str, str]:
     word = rng.choice(WORDS)
     return ("word", word.english), word.english, word.chinese
@@ -154,6 +158,8 @@ def _owner(operands: Operands, answer_language: Language) -> Split:
     """A word is held out in one direction only; a phrase in both."""
     if operands[0] != "word":
         return split_of(*operands)
+    if operands[1] not in _IN_PHRASES:
+        return "train"  # a model does not learn a direction from the other one alone
     owner = split_of(*operands, "en")
     if answer_language == "en":
         return owner
