@@ -35,9 +35,9 @@ from astrai_core.command_line import CommandLineError, parse_one
 
 ROOT = Path(__file__).resolve().parent
 SCRIPTS = Path(sysconfig.get_path("scripts"))
-CHATS = 120_000
+ITEMS = 120_000
 SEQ_STEPS = 350
-SFT_STEPS = 2900
+SFT_STEPS = 2750
 HELD_OUT = 200
 VOCAB = 4096
 MAX_REPLY_TOKENS = 128
@@ -104,7 +104,7 @@ def stages(options: Options) -> list[Stage]:
             commands=(
                 (
                     *("astrai-data", "curriculum", "--out", curriculum),
-                    *("--train", str(max(500, round(CHATS * min(1.0, options.scale))))),
+                    *("--train", str(max(500, round(ITEMS * min(1.0, options.scale))))),
                     *("--held_out", str(held_out)),
                 ),
             ),

@@ -77,7 +77,7 @@ class CurriculumOptions:
     out: Path
     """Folder to write."""
     train: int = 80_000
-    """Number of training chats."""
+    """Number of training items; a chat holds one or several."""
     held_out: int = 200
     """Number of held-out chats of each task."""
     seed: int = 0

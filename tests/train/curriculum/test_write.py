@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from astrai_train.data.curriculum import TASKS, check, write_curriculum
+from astrai_train.data.curriculum import TASKS, check, mixture, write_curriculum
+from astrai_train.data.curriculum.write import MAX_JOINED, conversations
 
 
 def _records(path):
@@ -45,3 +46,18 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 def test_nonsense_counts_are_refused(tmp_path):
     with pytest.raises(ValueError, match="train=0"):
         write_curriculum(tmp_path, train=0, held_out=5, seed=0)
+
+
+def test_training_asks_several_items_in_one_chat_and_loses_none():
+    items = mixture(400, seed=0)
+    chats = list(conversations(items, seed=0))
+    assert [m for chat in chats for m in chat.messages] == [m for i in items for m in i.messages]
+    expected = 400 * 2 / (1 + MAX_JOINED)
+    assert expected * 0.85 < len(chats) < expected * 1.15
+    assert all(check(chat.checker, chat.reply) for chat in chats)
+
+
+def test_held_out_items_stand_alone(tmp_path):
+    *_, held_out = write_curriculum(tmp_path, train=50, held_out=5, seed=0)
+    turns = {len(r["messages"]) for r in _records(held_out) if r["task"] != "follow_up"}
+    assert turns == {2}
