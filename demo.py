@@ -36,8 +36,8 @@ from astrai_core.command_line import CommandLineError, parse_one
 ROOT = Path(__file__).resolve().parent
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 ITEMS = 120_000
-SEQ_STEPS = 350
-SFT_STEPS = 2750
+SEQ_STEPS = 250
+SFT_STEPS = 2400
 HELD_OUT = 200
 VOCAB = 4096
 MAX_REPLY_TOKENS = 128

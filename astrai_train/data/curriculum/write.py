@@ -16,7 +16,7 @@ from astrai_train.data.curriculum.generator import TASKS, generate, mixture
 from astrai_train.data.curriculum.item import Item
 
 VAL_PER_TASK = 40
-MAX_JOINED = 4
+MAX_JOINED = 3
 
 
 def record(item: Item) -> dict[str, object]:
