@@ -24,7 +24,7 @@ class GQA(nn.Module):
         self.layer = layer
         self.n_heads, self.n_kv_heads = config.n_heads, config.num_kv_heads
         self.head_dim = config.query_dim
-        self.window = config.sliding_window
+        self.window = config.window(layer)
         width, bias = self.head_dim, config.attention_bias
         self.q_proj = Linear(config.dim, self.n_heads * width, bias)
         self.k_proj = Linear(config.dim, self.n_kv_heads * width, bias)
@@ -63,7 +63,7 @@ class MLA(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.layer = layer
-        self.window = config.sliding_window
+        self.window = config.window(layer)
         self.n_heads = config.n_heads
         self.rank, self.v_dim = config.kv_lora_rank, config.v_head_dim
         self.nope_dim, self.rope_dim = config.qk_nope_head_dim, config.qk_rope_head_dim

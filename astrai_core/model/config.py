@@ -7,11 +7,19 @@ import dataclasses
 import difflib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeGuard, cast
 
+from astrai_core.model.rope_scaling import RopeScaling
+
 MODEL_TYPE = "astrai"
+_MOE_FIELDS = (
+    "n_routed_experts", "n_shared_experts", "n_activated_experts", "dim_ffn_expert",
+    "moe_topk_method", "moe_scoring", "norm_topk_prob", "routed_scaling_factor", "n_expert_groups",
+    "n_activated_groups", "first_k_dense",
+)  # fmt: skip
 # Hugging Face writes these into every config.json; they say nothing about the architecture
 _FOREIGN_KEYS = {"model_type", "architectures", "torch_dtype", "dtype", "transformers_version"}
 
@@ -40,6 +48,10 @@ class ModelConfig:
     """Longest context in tokens, prompt and answer together."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling | None = None
+    """Stretches the rotary frequencies over a longer context; null leaves them."""
+    rope_interleaved: bool = False
+    """Channel 2i turns with 2i + 1, as in DeepSeek's files; else i with i + D/2."""
 
     n_heads: int = 8
     """Query heads."""
@@ -54,9 +66,13 @@ class ModelConfig:
     attention_gate: Literal["elementwise", "headwise"] = "headwise"
     """One gate for each head, or one for each channel of each head."""
     attention_bias: bool = False
-    """Bias on the q, k and v projections, as Qwen2 has it."""
+    """Bias on the q, k and v projections, as Qwen2 has it; in MLA on those to the latents."""
+    attention_output_bias: bool = False
+    """Bias on the attention's output projection."""
     sliding_window: int | None = None
     """A token sees at most so many tokens, itself included; None sees all."""
+    sliding_window_layers: tuple[int, ...] | None = None
+    """Numbers of the blocks that sliding_window is for, from 0; None is every block."""
 
     attn_type: Literal["gqa", "mla"] = "gqa"
     """Grouped-query attention, or DeepSeek's multi-head latent attention."""
@@ -70,9 +86,15 @@ class ModelConfig:
     """MLA: width of the rotated part; its key is shared by all heads."""
     v_head_dim: int = 0
     """MLA: width of a value head."""
+    latent_norm_eps: float = 1e-6
+    """MLA: added to the mean square in the norms of the latents."""
 
     ffn_type: Literal["mlp", "moe"] = "mlp"
     """SwiGLU, or a DeepSeekMoE mixture of them."""
+    ffn_bias: bool = False
+    """Bias on the projections of the dense network."""
+    first_k_dense: int = 0
+    """MoE: so many blocks at the start have the dense network of dim_ffn instead."""
     n_routed_experts: int = 0
     """MoE: experts chosen among by the router."""
     n_shared_experts: int = 0
@@ -82,13 +104,25 @@ class ModelConfig:
     dim_ffn_expert: int = 0
     """MoE: inner width of one expert."""
     moe_topk_method: Literal["greedy", "group_limited_greedy", "noaux_tc"] = "greedy"
-    """MoE: plain top-k, top-k within the best groups, or DeepSeek-V3's bias-corrected choice."""
+    """MoE: plain top-k, top-k within the best groups, or DeepSeek-V3's: within the best groups by
+    scores plus a bias that balances the load and touches no weight."""
+    moe_scoring: Literal["softmax", "sigmoid"] = "softmax"
+    """MoE: how the router's logits become scores."""
+    norm_topk_prob: bool = False
+    """MoE: the weights of a token's experts are divided by their sum."""
+    routed_scaling_factor: float = 1.0
+    """MoE: multiplies the weights of the routed experts."""
+    n_expert_groups: int = 1
+    """MoE: groups of experts, a divisor of n_routed_experts."""
+    n_activated_groups: int = 1
+    """MoE: the groups that a token's experts come from."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             self._check_type(field.name, getattr(self, field.name), field.type)
         if self.n_kv_heads is None:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
+        self._check_windows()
         self._check_attention()
         self._check_feed_forward()
 
@@ -107,6 +141,21 @@ class ModelConfig:
         choices = getattr(annotation, "__args__", ()) if "Literal" in str(annotation) else ()
         if choices and value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+
+    def _check_windows(self) -> None:
+        if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
+            raise ValueError(f"rope_scaling must be a mapping or null, not {self.rope_scaling!r}")
+        layers = self.sliding_window_layers
+        if layers is None:
+            return
+        object.__setattr__(self, "sliding_window_layers", tuple(layers))  # JSON has lists only
+        if self.sliding_window is None:
+            raise ValueError("sliding_window_layers needs a sliding_window")
+        if not layers or any(type(n) is not int or not 0 <= n < self.n_layers for n in layers):
+            raise ValueError(
+                f"sliding_window_layers {list(layers)} must name blocks from 0 to "
+                f"{self.n_layers - 1}"
+            )
 
     def _check_attention(self) -> None:
         mla = {
@@ -139,6 +188,7 @@ class ModelConfig:
             return
         extra = [name for name, value in mla.items() if value]
         extra += ["q_lora_rank"] if self.q_lora_rank is not None else []
+        extra += ["latent_norm_eps"] if self.latent_norm_eps != 1e-6 else []
         if extra:
             raise ValueError(f"{', '.join(extra)} are for attn_type mla, not gqa")
         if self.n_heads % self.num_kv_heads:
@@ -157,31 +207,61 @@ class ModelConfig:
             raise ValueError(f"head_dim {self.head_dim} must be even: RoPE turns pairs of channels")
 
     def _check_feed_forward(self) -> None:
-        moe = {
-            "n_routed_experts": self.n_routed_experts,
-            "n_activated_experts": self.n_activated_experts,
-            "dim_ffn_expert": self.dim_ffn_expert,
-        }
         if self.ffn_type == "moe":
-            missing = [name for name, value in moe.items() if not value]
-            if missing:
-                raise ValueError(f"ffn_type moe needs {', '.join(missing)} above 0")
-            if self.n_activated_experts > self.n_routed_experts:
-                raise ValueError(
-                    f"n_activated_experts {self.n_activated_experts} exceeds n_routed_experts "
-                    f"{self.n_routed_experts}"
-                )
+            self._check_experts()
             return
-        extra = [name for name, value in moe.items() if value]
-        extra += ["n_shared_experts"] if self.n_shared_experts else []
-        extra += ["moe_topk_method"] if self.moe_topk_method != "greedy" else []
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        extra = [name for name in _MOE_FIELDS if getattr(self, name) != defaults[name]]
         if extra:
             raise ValueError(f"{', '.join(extra)} are for ffn_type moe, not mlp")
+
+    def _check_experts(self) -> None:
+        needed = ("n_routed_experts", "n_activated_experts", "dim_ffn_expert")
+        missing = [name for name in needed if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"ffn_type moe needs {', '.join(missing)} above 0")
+        if self.n_activated_experts > self.n_routed_experts:
+            raise ValueError(
+                f"n_activated_experts {self.n_activated_experts} exceeds n_routed_experts "
+                f"{self.n_routed_experts}"
+            )
+        if self.first_k_dense >= self.n_layers:
+            raise ValueError(
+                f"first_k_dense {self.first_k_dense} leaves none of the n_layers {self.n_layers} "
+                "for experts; use ffn_type mlp"
+            )
+        groups, chosen = self.n_expert_groups, self.n_activated_groups
+        if self.moe_topk_method == "greedy" and (groups, chosen) != (1, 1):
+            raise ValueError(
+                f"n_expert_groups {groups} and n_activated_groups {chosen} contradict "
+                "moe_topk_method greedy, which knows no groups"
+            )
+        if not 1 <= chosen <= groups or self.n_routed_experts % groups:
+            raise ValueError(
+                f"n_expert_groups {groups} must divide n_routed_experts {self.n_routed_experts}, "
+                f"and n_activated_groups {chosen} must be from 1 to it"
+            )
+        per_group = self.n_routed_experts // groups
+        if self.n_activated_experts > chosen * per_group:
+            raise ValueError(
+                f"n_activated_experts {self.n_activated_experts} exceeds the {per_group} experts "
+                f"in each of n_activated_groups {chosen} groups"
+            )
+        if self.moe_topk_method == "noaux_tc" and per_group < 2:
+            raise ValueError(
+                f"n_expert_groups {groups} leaves one expert a group; noaux_tc ranks a group by "
+                "its two best"
+            )
 
     @property
     def num_kv_heads(self) -> int:
         """Key and value heads, never None."""
         return self.n_kv_heads or self.n_heads
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens a token of a block sees, itself included; None is all."""
+        layers = self.sliding_window_layers
+        return self.sliding_window if layers is None or layer in layers else None
 
     @property
     def query_dim(self) -> int:
@@ -213,11 +293,15 @@ class ModelConfig:
         """
         known = {field.name for field in dataclasses.fields(cls)}
         given = {name: value for name, value in fields.items() if name not in _FOREIGN_KEYS}
-        for name in given:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ValueError(f"unknown model field {name!r}{hint}")
+        _refuse_unknown("model field", given, known)
+        scaling = given.get("rope_scaling")
+        if isinstance(scaling, dict):
+            allowed = {field.name for field in dataclasses.fields(RopeScaling)}
+            _refuse_unknown("rope_scaling field", scaling, allowed)
+            try:
+                given["rope_scaling"] = RopeScaling(**scaling)
+            except TypeError as error:  # a required field is missing, and Python names it
+                raise ValueError(f"rope_scaling: {error}") from error
         return cls(**given)  # pyright: ignore[reportArgumentType]
 
     @classmethod
@@ -232,6 +316,14 @@ class ModelConfig:
         file = Path(path)
         file = file / "config.json" if file.is_dir() else file
         file.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def _refuse_unknown(kind: str, given: Mapping[str, object], known: set[str]) -> None:
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"unknown {kind} {name!r}{hint}")
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

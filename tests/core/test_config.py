@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from astrai_core.model import ModelConfig
+from astrai_core.model.rope_scaling import RopeScaling
 
 MLA: dict[str, Any] = {
     "attn_type": "mla",
@@ -29,7 +30,31 @@ def test_the_seed_names_all_its_fields():
     assert set(named.split()) <= ModelConfig().to_dict().keys()
 
 
-@pytest.mark.parametrize("changes", [{}, MLA, {"sliding_window": 7, "attention_bias": True}])
+MOE: dict[str, Any] = {
+    "ffn_type": "moe",
+    "n_routed_experts": 8,
+    "n_activated_experts": 2,
+    "dim_ffn_expert": 8,
+}
+GROUPED: dict[str, Any] = {
+    "moe_topk_method": "noaux_tc",
+    "n_expert_groups": 2,
+    "n_activated_groups": 1,
+}
+YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 4.0, "original_max_len": 64}
+LLAMA3: dict[str, Any] = {"rope_type": "llama3", "factor": 8.0, "original_max_len": 64}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        MLA,
+        {"sliding_window": 7, "sliding_window_layers": (1, 3), "attention_bias": True},
+        {"rope_scaling": RopeScaling(rope_type="yarn", factor=4.0, original_max_len=64)},
+        {**MOE, "moe_topk_method": "noaux_tc", "n_expert_groups": 4, "n_activated_groups": 2},
+    ],
+)
 def test_every_field_survives_a_file_of_any_name(changes, tmp_path):
     config = ModelConfig(**changes)
     config.save(tmp_path / "shape.json")
@@ -42,6 +67,12 @@ def test_a_file_that_is_no_object_is_named(tmp_path):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(ValueError, match=f"config.json {message}"):
             ModelConfig.load(tmp_path)
+
+
+def test_windows_are_for_the_named_blocks():
+    config = ModelConfig(sliding_window=7, sliding_window_layers=(1, 3))
+    assert [config.window(layer) for layer in range(4)] == [None, 7, None, 7]
+    assert ModelConfig(sliding_window=7).window(0) == 7
 
 
 def test_derived_widths():
@@ -87,6 +118,29 @@ def test_derived_widths():
         ),
         ({"n_routed_experts": 4}, "n_routed_experts are for ffn_type moe"),
         ({"ffn_type": "moe", "n_routed_experts": 4}, "ffn_type moe needs n_activated_experts"),
+        ({"norm_topk_prob": True, "first_k_dense": 1}, "norm_topk_prob, first_k_dense are for"),
+        ({**MOE, "first_k_dense": 6}, "first_k_dense 6 leaves none of the n_layers 6"),
+        ({**MOE, "n_expert_groups": 2}, "n_expert_groups 2 and n_activated_groups 1 contradict"),
+        ({**MOE, **GROUPED, "n_expert_groups": 3}, "n_expert_groups 3 must divide"),
+        ({**MOE, **GROUPED, "n_activated_groups": 3}, "n_activated_groups 3 must be from 1"),
+        ({**MOE, **GROUPED, "n_activated_experts": 5}, "exceeds the 4 experts in each"),
+        (
+            {**MOE, **GROUPED, "n_expert_groups": 8, "n_activated_experts": 1},
+            "n_expert_groups 8 leaves one expert a group",
+        ),
+        ({"rope_scaling": 4}, "rope_scaling must be a mapping"),
+        ({"rope_scaling": {**YARN, "factr": 2}}, "did you mean factor"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: .*'factor'"),
+        ({"rope_scaling": {**YARN, "factor": 0.5}}, "rope_scaling.factor must be at least 1"),
+        ({"rope_scaling": {**YARN, "beta_fast": -1}}, "rope_scaling.beta_fast must be a positive"),
+        ({"rope_scaling": {**YARN, "rope_type": "ntk"}}, "rope_type must be one of linear, llama3"),
+        ({"rope_scaling": LLAMA3}, "llama3 needs rope_scaling.low_freq_factor"),
+        ({"rope_scaling": {**YARN, "low_freq_factor": 1}}, "low_freq_factor do not belong"),
+        ({"sliding_window_layers": [0]}, "sliding_window_layers needs a sliding_window"),
+        (
+            {"sliding_window": 4, "sliding_window_layers": [6]},
+            r"\[6\] must name blocks from 0 to 5",
+        ),
     ],
 )
 def test_a_bad_field_is_refused_by_name(fields, named):

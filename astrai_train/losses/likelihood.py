@@ -1,4 +1,4 @@
-"""Losses as a sum and a count: only the caller knows over which tokens to average.
+"""The likelihood of tokens.
 
 N positions; dim is the model's width, vocab the rows of its output matrix.
 """

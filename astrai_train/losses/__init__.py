@@ -1,0 +1,8 @@
+"""Losses as pure functions: tensors in, a sum and a count out.
+
+Only the caller knows over what to average: a window of micro-batches on all ranks.
+"""
+
+from astrai_train.losses.likelihood import IGNORED, cross_entropy
+
+__all__ = ["IGNORED", "cross_entropy"]
