@@ -28,7 +28,7 @@ from astrai_train.callbacks.checkpoint import (
     has_state,
 )
 from astrai_train.callbacks.preemption import Preemption
-from astrai_train.callbacks.report import progress
+from astrai_train.callbacks.progress import progress
 from astrai_train.callbacks.resume import HORIZON, Resume, changed_keys
 from astrai_train.callbacks.samples import Samples
 from astrai_train.callbacks.throughput import Throughput

@@ -1,6 +1,6 @@
 import pytest
 
-from astrai_train.callbacks.report import Lines, duration, total_steps
+from astrai_train.callbacks.progress import Lines, duration, total_steps
 
 from .tiny_run import TinyData, TinyModule, trainer
 
