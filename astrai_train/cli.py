@@ -29,6 +29,7 @@ COMMANDS = {
     "test": "measure the last checkpoint on the test data",
     "predict": "run the last checkpoint over the prediction data",
     "plan": "memory, speed and duration of a run, before it begins",
+    "report": "write the page of a run, as fit does at its end: report FOLDER",
 }
 _HELP = f"""\
 usage: {PROGRAM} COMMAND --config FILE [--config FILE ...] [--KEY VALUE ...]
@@ -67,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from astrai_train.plan import main as plan
 
         plan(options)
+    elif command == "report":
+        _report(options)
     else:
         _run(command, options)
 
@@ -102,7 +105,7 @@ def check(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 def _check_option(name: str, command: str) -> None:
     section = re.split(r"[.+]", name[2:])[0]
-    if command != "plan" and section not in (*_SECTIONS, *_MORE_OPTIONS):
+    if command not in ("plan", "report") and section not in (*_SECTIONS, *_MORE_OPTIONS):
         near = difflib.get_close_matches(section, (*_SECTIONS, *_MORE_OPTIONS), n=1)
         hint = f"; did you mean --{near[0]}?" if near else ""
         raise CommandLineError(
@@ -130,6 +133,22 @@ def _check_config(file: str) -> None:
                 f"--config {file}: unknown section {key}{hint} The sections are "
                 f"{', '.join(_SECTIONS)}"
             )
+
+
+def _report(options: list[str]) -> None:
+    from astrai_train.report import write_report
+
+    if len(options) != 1 or options[0] in ("-h", "--help"):
+        _say(f"usage: {PROGRAM} report FOLDER, the trainer.default_root_dir of a run")
+        sys.exit(0 if options in (["-h"], ["--help"]) else 2)
+    folder = Path(options[0])
+    if not (folder / "metrics.csv").is_file():
+        _say(f"{folder} has no metrics.csv: it is not the folder of a run", sys.stderr)
+        sys.exit(1)
+    try:
+        _say(f"report: {write_report(folder)}")
+    except (OSError, ValueError) as error:
+        _fail(error, 1)
 
 
 def _run(command: str, options: list[str]) -> None:
@@ -182,7 +201,8 @@ def _first(error: OSError) -> OSError:
     return error
 
 
-def _say(text: str, stream: TextIO = sys.stdout) -> None:
+def _say(text: str, stream: TextIO | None = None) -> None:
+    stream = stream or sys.stdout
     stream.write(f"{PROGRAM}: {text}\n")
     stream.flush()
 

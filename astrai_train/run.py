@@ -6,6 +6,7 @@ A run lives in one folder, `trainer.default_root_dir`:
     metrics.csv     what was logged
     checkpoints/    model folders and `last`
     finished.json   there once the run is complete
+    report.html     the run as a page; report.json has its figures
 """
 
 import json
@@ -35,10 +36,13 @@ from astrai_train.callbacks.throughput import Throughput
 from astrai_train.data.module import TokenDataModule
 from astrai_train.metrics_file import METRICS, MetricsFile
 from astrai_train.modules import SEQModule, SFTModule
+from astrai_train.report import write_report
+from astrai_train.report.history import CONFIG, SAMPLES
+from astrai_train.report.page import FIGURES, REPORT
 
-CONFIG = "config.yaml"
 FINISHED = "finished.json"
 _ASIDE = "earlier"
+_FILES = (FOLDER, CONFIG, METRICS, FINISHED, SAMPLES, REPORT, FIGURES)
 SHORT_NAMES = (SEQModule, SFTModule, TokenDataModule, Samples, Throughput)
 """Classes that a configuration names without their module: importing them makes it possible."""
 
@@ -190,7 +194,11 @@ class Run(LightningCLI):
             resumed = resumed or self.last
             if self.trainer.is_global_zero:
                 self._begin(resumed)
-        self.trainer.fit(model, datamodule=datamodule, ckpt_path=resumed, **options)
+        try:
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=resumed, **options)
+        except BaseException as error:
+            self._report(str(error) or type(error).__name__)
+            raise
         if not self._is_dry and self.trainer.is_global_zero:
             self._end()
 
@@ -265,8 +273,20 @@ class Run(LightningCLI):
         temporary = self.folder / f".{FINISHED}"
         temporary.write_text(content + "\n", encoding="utf-8")
         temporary.replace(self.folder / FINISHED)
+        self._report()
         served = f"astrai-serve --model {self.folder}/{FOLDER}/last"
         _say(f"finished after {self.trainer.global_step} steps; serve it: {served}")
+
+    def _report(self, stopped: str | None = None) -> None:
+        """Write the run's report; that it cannot be written is said and ends nothing."""
+        if self._is_dry or not self.trainer.is_global_zero:
+            return
+        try:
+            page = write_report(self.folder, stopped)
+        except (OSError, ValueError) as error:
+            _say(f"there is no report of the run: {error}")
+        else:
+            _say(f"report: {page}")
 
     def _with_weights(self, options: dict[str, Any]) -> dict[str, Any]:
         path = options.get("ckpt_path") or self.last
@@ -279,7 +299,7 @@ class Run(LightningCLI):
 
 def _put_aside(folder: Path) -> None:
     """Move what an earlier run left into a folder beside, whose number is free."""
-    names = [name for name in (FOLDER, CONFIG, METRICS, FINISHED) if (folder / name).exists()]
+    names = [name for name in _FILES if (folder / name).exists()]
     if not names:
         return
     number = 1

@@ -1,6 +1,9 @@
 """Text on the way: what the model says while it is trained."""
 
+import dataclasses
+import json
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +13,13 @@ from lightning.pytorch.callbacks import Callback
 from astrai_core.model import Transformer
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.modules.base import LMModule
+from astrai_train.report.history import SAMPLES, Sample, read_samples
 
 
 class Samples(Callback):
     """Prints how the model goes on from given prompts, greedily, so nothing is drawn.
+
+    The run's folder keeps them too, in `samples.jsonl`, for its report.
 
     Args:
         prompts: Texts to continue, or conversations to answer: lists of role and content.
@@ -52,6 +58,8 @@ class Samples(Callback):
                     f"no room within the model's max_len {model.config.max_len}"
                 )
         self._last_step = trainer.global_step
+        if trainer.is_global_zero and not _is_dry(trainer):
+            _rewind(_file(trainer), trainer.global_step)
 
     def on_train_batch_end(
         self,
@@ -71,11 +79,39 @@ class Samples(Callback):
             return
         model, tokenizer = _parts(pl_module)
         lines = [f"samples after step {step}"]
+        samples: list[Sample] = []
         for prompt, ids in zip(self._prompts, self._encoded, strict=True):
             new = continue_greedily(model, ids, self._max_new_tokens, tokenizer.stop_ids)
             shown = prompt if isinstance(prompt, str) else prompt[-1].get("content", "")
-            lines.append(f"  {shown} -> {tokenizer.decode(new)}")
+            samples.append(Sample(step=step, prompt=shown, text=tokenizer.decode(new)))
+            lines.append(f"  {shown} -> {samples[-1].text}")
         pl_module.print("\n".join(lines))
+        if not _is_dry(trainer):
+            _append(_file(trainer), samples)
+
+
+def _is_dry(trainer: Trainer) -> bool:
+    # Lightning sets it from afar, where a type checker does not see it
+    return bool(trainer.fast_dev_run)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _file(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / SAMPLES
+
+
+def _append(file: Path, samples: Sequence[Sample]) -> None:
+    lines = [json.dumps(dataclasses.asdict(one), ensure_ascii=False) + "\n" for one in samples]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as output:
+        output.writelines(lines)
+
+
+def _rewind(file: Path, step: int) -> None:
+    """Forget samples of steps that a resumed run will do again, and half a line of a killed one."""
+    if file.is_file():
+        kept = [one for one in read_samples(file) if one.step <= step]
+        file.unlink()
+        _append(file, kept)
 
 
 def encode_prompt(tokenizer: AutoTokenizer, prompt: str | list[dict[str, str]]) -> list[int]:

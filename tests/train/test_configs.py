@@ -70,6 +70,7 @@ def test_a_whole_run_trains_as_it_is_written(world, tmp_path, file, capsys):
     AutoModel.from_pretrained(tmp_path / "checkpoints" / "last")
     header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
     assert "train/loss" in header
+    assert (tmp_path / "report.html").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

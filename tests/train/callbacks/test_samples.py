@@ -6,6 +6,7 @@ from astrai_core.model import ModelConfig, Transformer
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.callbacks.samples import Samples, continue_greedily
 from astrai_train.modules import SEQModule
+from astrai_train.report.history import SAMPLES, read_samples
 
 TOKENIZER = AutoTokenizer.train(["hello"], 259)
 SMALL = ModelConfig(vocab_size=259, dim=16, n_layers=2, dim_ffn=24, n_heads=2, max_len=24)
@@ -38,6 +39,11 @@ class Rows(L.LightningDataModule):
             }
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 def train(*callbacks: L.Callback, data: Rows | None = None) -> SEQModule:
     torch.manual_seed(0)
     module = SEQModule(SMALL, compile=False)
@@ -65,6 +71,24 @@ def test_samples_are_printed_and_nothing_else_changes(capsys):
     assert "\n  hi -> " in printed
     torch.testing.assert_close(talking.state_dict(), silent.state_dict(), rtol=0, atol=0)
     assert all(module.training for module in talking.model.modules())
+
+
+def test_the_run_keeps_its_samples_and_a_resumed_run_drops_those_it_makes_again(tmp_path):
+    (tmp_path / SAMPLES).write_text('{"step": 9, "prompt": "p", "text": "of another run"}\n{"ste')
+    module = train(Samples(["hello", CHAT], every_n_steps=2, max_new_tokens=3))
+    kept = read_samples(tmp_path / SAMPLES)
+    assert [(one.step, one.prompt) for one in kept] == [
+        (2, "hello"),
+        (2, "hi"),
+        (4, "hello"),
+        (4, "hi"),
+    ]
+    prompts = (TOKENIZER.encode("hello"), TOKENIZER.apply_chat_template(CHAT))
+    texts = [
+        TOKENIZER.decode(continue_greedily(module.model, ids, 3, TOKENIZER.stop_ids))
+        for ids in prompts
+    ]
+    assert [one.text for one in kept[2:]] == texts
 
 
 def test_greedy_takes_the_likeliest_and_keeps_modes():
