@@ -4,5 +4,6 @@ Only the caller knows over what to average: a window of micro-batches on all ran
 """
 
 from astrai_train.losses.likelihood import IGNORED, cross_entropy
+from astrai_train.losses.log_probabilities import token_logprobs
 
-__all__ = ["IGNORED", "cross_entropy"]
+__all__ = ["IGNORED", "cross_entropy", "token_logprobs"]
