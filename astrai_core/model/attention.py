@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from astrai_core.model.attention_context import AttentionContext
 from astrai_core.model.config import ModelConfig
 from astrai_core.model.layers import Linear, RMSNorm
-from astrai_core.model.rotary import rotate
+from astrai_core.model.rotary import latent_score_factor, rotate
 
 Rotation = tuple[Tensor, Tensor]
 """Cosines and sines of the tokens' positions, (N, D/2) each."""
@@ -29,7 +29,8 @@ class GQA(nn.Module):
         self.q_proj = Linear(config.dim, self.n_heads * width, bias)
         self.k_proj = Linear(config.dim, self.n_kv_heads * width, bias)
         self.v_proj = Linear(config.dim, self.n_kv_heads * width, bias)
-        self.o_proj = Linear(self.n_heads * width, config.dim)
+        self.o_proj = Linear(self.n_heads * width, config.dim, config.attention_output_bias)
+        self.is_interleaved = config.rope_interleaved
         self.q_norm = RMSNorm(width, config.norm_eps) if config.use_qk_norm else None
         self.k_norm = RMSNorm(width, config.norm_eps) if config.use_qk_norm else None
         self.gate_proj = make_gate(config, width)
@@ -41,7 +42,8 @@ class GQA(nn.Module):
         v = self.v_proj(x).view(-1, self.n_kv_heads, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)  # before the rotation, as Qwen3 does
-        q, k = rotate(q, *rotation), rotate(k, *rotation)
+        q = rotate(q, *rotation, interleaved=self.is_interleaved)
+        k = rotate(k, *rotation, interleaved=self.is_interleaved)
         out = attention.attend(
             self.layer, q, k, v, scale=self.head_dim**-0.5, window=self.window
         )  # (N, H, D)
@@ -67,7 +69,8 @@ class MLA(nn.Module):
         self.n_heads = config.n_heads
         self.rank, self.v_dim = config.kv_lora_rank, config.v_head_dim
         self.nope_dim, self.rope_dim = config.qk_nope_head_dim, config.qk_rope_head_dim
-        self.scale = config.query_dim**-0.5
+        self.scale = config.query_dim**-0.5 * latent_score_factor(config.rope_scaling)
+        self.is_interleaved = config.rope_interleaved
         q_width = self.n_heads * config.query_dim
         if config.q_lora_rank is None:
             self.q_proj = Linear(config.dim, q_width)
@@ -75,24 +78,24 @@ class MLA(nn.Module):
         else:
             self.q_proj = None
             self.q_a_proj = Linear(config.dim, config.q_lora_rank, config.attention_bias)
-            self.q_a_layernorm = RMSNorm(config.q_lora_rank, config.norm_eps)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, config.latent_norm_eps)
             self.q_b_proj = Linear(config.q_lora_rank, q_width)
         self.kv_a_proj_with_mqa = Linear(
             config.dim, self.rank + self.rope_dim, config.attention_bias
         )
-        self.kv_a_layernorm = RMSNorm(self.rank, config.norm_eps)
+        self.kv_a_layernorm = RMSNorm(self.rank, config.latent_norm_eps)
         self.kv_b_proj = Linear(self.rank, self.n_heads * (self.nope_dim + self.v_dim))
-        self.o_proj = Linear(self.n_heads * self.v_dim, config.dim, config.attention_bias)
+        self.o_proj = Linear(self.n_heads * self.v_dim, config.dim, config.attention_output_bias)
         self.gate_proj = make_gate(config, self.v_dim)
 
     def forward(self, x: Tensor, rotation: Rotation, attention: AttentionContext) -> Tensor:
         """Map the normed block input (N, dim) to the attention's output (N, dim)."""
         q = self._queries(x).view(-1, self.n_heads, self.nope_dim + self.rope_dim)
         q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), dim=-1)
-        q_rope = rotate(q_rope, *rotation)
+        q_rope = rotate(q_rope, *rotation, interleaved=self.is_interleaved)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.rank, self.rope_dim), dim=-1)
         latent = self.kv_a_layernorm(latent)[:, None]  # (N, 1, r)
-        k_rope = rotate(k_rope[:, None], *rotation)  # (N, 1, R)
+        k_rope = rotate(k_rope[:, None], *rotation, interleaved=self.is_interleaved)  # (N, 1, R)
         attend = self._attend_heads if self.training else self._attend_latent
         out = attend(q_nope, q_rope, latent, k_rope, attention)  # (N, H, V)
         if self.gate_proj is not None:

@@ -67,6 +67,8 @@ class RopeScaling:
                 f"rope_scaling.{', rope_scaling.'.join(extra)} do not belong to rope_type "
                 f"{self.rope_type}"
             )
+        if not isinstance(self.truncate, bool):
+            raise ValueError(f"rope_scaling.truncate must be true or false, not {self.truncate!r}")
         needed = {"linear": [], "yarn": ["original_max_len"]}.get(
             self.rope_type, ["original_max_len", "low_freq_factor", "high_freq_factor"]
         )
@@ -75,4 +77,10 @@ class RopeScaling:
             raise ValueError(
                 f"rope_scaling.rope_type {self.rope_type} needs "
                 f"rope_scaling.{', rope_scaling.'.join(missing)}"
+            )
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and low >= high:
+            raise ValueError(
+                f"rope_scaling.high_freq_factor {high} must exceed rope_scaling.low_freq_factor "
+                f"{low}"
             )

@@ -49,7 +49,7 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.lm_head = None if config.tie_weight else Linear(config.dim, config.vocab_size)
         rotary_dim = config.qk_rope_head_dim if config.attn_type == "mla" else config.query_dim
-        self.rotary_embedding = RotaryEmbedding(rotary_dim, config.rope_theta)
+        self.rotary_embedding = RotaryEmbedding(rotary_dim, config.rope_theta, config.rope_scaling)
         self._scale_residual_outputs()
 
     def reset_parameters(self) -> None:

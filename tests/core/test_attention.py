@@ -28,11 +28,19 @@ def run(layer, x, rotary_dim: int):
     return layer(x, rotation, PackedAttention.of_rows(1, len(x)))
 
 
-def turned(vector, position: int):
-    """One head turned by its position; float64 is kept, which `rotate` does not promise."""
-    cos, sin = (t.double() for t in RotaryEmbedding(len(vector), 1e4)(torch.tensor([position])))
-    a, b = vector.chunk(2)
-    return torch.cat((a * cos[0] - b * sin[0], b * cos[0] + a * sin[0]))
+def turned(vector, position: int, layer: GQA | MLA):
+    """One head turned by its position, pair by pair."""
+    result = vector.clone()
+    half = len(vector) // 2
+    for pair in range(half):
+        i, j = (2 * pair, 2 * pair + 1) if layer.is_interleaved else (pair, pair + half)
+        angle = position * 1e4 ** (-pair / half)
+        cos, sin = math.cos(angle), math.sin(angle)
+        result[i], result[j] = (
+            vector[i] * cos - vector[j] * sin,
+            vector[j] * cos + vector[i] * sin,
+        )
+    return result
 
 
 def normed(vector, norm: RMSNorm | None):
@@ -48,12 +56,12 @@ def gqa_by_hand(layer: GQA, x):
         heads = []
         for head in range(layer.n_heads):
             queries = layer.q_proj(x[position]).view(layer.n_heads, -1)
-            query = turned(normed(queries[head], layer.q_norm), position)
+            query = turned(normed(queries[head], layer.q_norm), position, layer)
             first = 0 if layer.window is None else max(0, position - layer.window + 1)
             scores, values = [], []
             for other in range(first, position + 1):
                 key = layer.k_proj(x[other]).view(layer.n_kv_heads, -1)[head // group]
-                key = turned(normed(key, layer.k_norm), other)
+                key = turned(normed(key, layer.k_norm), other, layer)
                 scores.append(query @ key / math.sqrt(layer.head_dim))
                 values.append(layer.v_proj(x[other]).view(layer.n_kv_heads, -1)[head // group])
             out = torch.stack(scores).softmax(0) @ torch.stack(values)
@@ -70,6 +78,7 @@ def gqa_by_hand(layer: GQA, x):
     [
         {"n_kv_heads": 4, "use_qk_norm": False},
         {"n_kv_heads": 2, "use_qk_norm": False, "attention_bias": True},
+        {"n_kv_heads": 2, "attention_output_bias": True, "rope_interleaved": True},
         {"n_kv_heads": 1, "use_qk_norm": True},
         {"n_kv_heads": 2, "use_qk_norm": True, "head_dim": 10},
         {"n_kv_heads": 2, "sliding_window": 3},
@@ -118,13 +127,13 @@ def mla_by_hand(layer: MLA, x):
         heads = []
         for head in range(layer.n_heads):
             query = queries[position].view(layer.n_heads, -1)[head]
-            query = torch.cat((query[:6], turned(query[6:], position)))
+            query = torch.cat((query[:6], turned(query[6:], position, layer)))
             first = 0 if layer.window is None else max(0, position - layer.window + 1)
             scores, values = [], []
             for other in range(first, position + 1):
                 built = layer.kv_b_proj(normed(compressed[other, :12], layer.kv_a_layernorm))
                 built = built.view(layer.n_heads, -1)[head]
-                key = torch.cat((built[:6], turned(compressed[other, 12:], other)))
+                key = torch.cat((built[:6], turned(compressed[other, 12:], other, layer)))
                 scores.append(query @ key / math.sqrt(10))
                 values.append(built[6:])
             out = torch.stack(scores).softmax(0) @ torch.stack(values)
@@ -139,7 +148,8 @@ def mla_by_hand(layer: MLA, x):
     "fields",
     [
         {},
-        {"q_lora_rank": 9, "attention_bias": True},
+        {"q_lora_rank": 9, "attention_bias": True, "attention_output_bias": True},
+        {"q_lora_rank": 9, "latent_norm_eps": 0.5, "norm_eps": 1e-6, "rope_interleaved": True},
         {"sliding_window": 3},
         {"use_gated_attention": True, "attention_gate": "elementwise"},
     ],
@@ -153,6 +163,21 @@ def test_latent_attention_equals_the_formula_built_out_and_absorbed(fields):
         torch.testing.assert_close(
             run(layer.train(is_training), x, 4), wanted, atol=1e-5, rtol=1e-5
         )
+
+
+@pytest.mark.parametrize("kind", [GQA, MLA])
+def test_biases_stand_where_the_configuration_puts_them(kind):
+    """Qwen2 has them on q, k and v; DeepSeek on the projections to the latents; Llama on all."""
+
+    def biased(**fields) -> set[str]:
+        latent = {**LATENT, "q_lora_rank": 9} if kind is MLA else {}
+        names = (name for name, _ in make(kind, **latent, **fields).named_parameters())
+        return {name.removesuffix(".bias") for name in names if name.endswith(".bias")}
+
+    inputs = {"q_a_proj", "kv_a_proj_with_mqa"} if kind is MLA else {"q_proj", "k_proj", "v_proj"}
+    assert biased() == set()
+    assert biased(attention_bias=True) == inputs
+    assert biased(attention_output_bias=True) == {"o_proj"}
 
 
 def test_latent_attention_has_the_same_gradients_both_ways():

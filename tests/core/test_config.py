@@ -135,6 +135,11 @@ def test_derived_widths():
         ({"rope_scaling": {**YARN, "beta_fast": -1}}, "rope_scaling.beta_fast must be a positive"),
         ({"rope_scaling": {**YARN, "rope_type": "ntk"}}, "rope_type must be one of linear, llama3"),
         ({"rope_scaling": LLAMA3}, "llama3 needs rope_scaling.low_freq_factor"),
+        (
+            {"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0, "high_freq_factor": 4.0}},
+            "high_freq_factor 4.0 must exceed rope_scaling.low_freq_factor 4.0",
+        ),
+        ({"rope_scaling": {**YARN, "truncate": 1}}, "rope_scaling.truncate must be true or false"),
         ({"rope_scaling": {**YARN, "low_freq_factor": 1}}, "low_freq_factor do not belong"),
         ({"sliding_window_layers": [0]}, "sliding_window_layers needs a sliding_window"),
         (
