@@ -29,6 +29,7 @@ COMMANDS = {
     "test": "measure the last checkpoint on the test data",
     "predict": "run the last checkpoint over the prediction data",
     "plan": "memory, speed and duration of a run, before it begins",
+    "lr-find": "try learning rates on a run's first steps, with a plot",
     "report": "write the page of a run, as fit does at its end: report FOLDER",
 }
 _HELP = f"""\
@@ -68,6 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from astrai_train.plan import main as plan
 
         plan(options)
+    elif command == "lr-find":
+        from astrai_train.lr_find import main as lr_find
+
+        _silence_others()
+        lr_find(options)
     elif command == "report":
         _report(options)
     else:
@@ -105,7 +111,7 @@ def check(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 def _check_option(name: str, command: str) -> None:
     section = re.split(r"[.+]", name[2:])[0]
-    if command not in ("plan", "report") and section not in (*_SECTIONS, *_MORE_OPTIONS):
+    if command not in ("plan", "lr-find", "report") and section not in (*_SECTIONS, *_MORE_OPTIONS):
         near = difflib.get_close_matches(section, (*_SECTIONS, *_MORE_OPTIONS), n=1)
         hint = f"; did you mean --{near[0]}?" if near else ""
         raise CommandLineError(
@@ -202,9 +208,9 @@ def _first(error: OSError) -> OSError:
 
 
 def _say(text: str, stream: TextIO | None = None) -> None:
-    stream = stream or sys.stdout
-    stream.write(f"{PROGRAM}: {text}\n")
-    stream.flush()
+    output: TextIO = sys.stdout if stream is None else stream
+    output.write(f"{PROGRAM}: {text}\n")
+    output.flush()
 
 
 def _fail(error: BaseException, status: int, text: str = "") -> NoReturn:

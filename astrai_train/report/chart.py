@@ -1,10 +1,10 @@
-"""Lines over steps as SVG: no script, no font, nothing from a network.
+"""Lines as SVG, over steps or whatever else: no script, no font, nothing from a network.
 
 Colours are variables of the page (`--line-0`, `--line-1`, ...), so that light and dark both work.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 
 from astrai_train.report.history import Points, thinned
@@ -15,19 +15,27 @@ _MOST_POINTS = 400
 _MOST_DOTS = 40
 
 
-def line_chart(lines: Mapping[str, Points]) -> str:
+def line_chart(
+    lines: Mapping[str, Points], x_name: str = "step", x_text: Callable[[float], str] | None = None
+) -> str:
     """Draw lines by their names; a line of few points shows each as a dot with its value.
+
+    Args:
+        lines: points (x, value) in the order of x.
+        x_name: what x is.
+        x_text: how an x is written; as a number where not given.
 
     Returns:
         An `<svg>` element, or nothing where no line has a finite value.
     """
+    x_text = x_text or number
     drawn = {name: thinned(points, _MOST_POINTS) for name, points in lines.items()}
     drawn = {name: points for name, points in drawn.items() if points}
     if not drawn:
         return ""
     steps = [step for points in drawn.values() for step, _ in points]
     values = [value for points in drawn.values() for _, value in points]
-    x_ticks = ticks(min(*steps, 0), max(steps))
+    x_ticks = ticks(min(0, *steps), max(steps))
     y_ticks = ticks(min(values), max(values))
     low, high = min(y_ticks[0], *values), max(y_ticks[-1], *values)
     left, right = x_ticks[0], max(steps)
@@ -47,7 +55,7 @@ def line_chart(lines: Mapping[str, Points]) -> str:
     ]
     parts += [
         f'<text class="tick" text-anchor="middle" x="{x(tick):.1f}" y="{_HEIGHT - 8}">'
-        f"{number(tick)}</text>"
+        f"{x_text(tick)}</text>"
         for tick in x_ticks
         if tick <= right
     ]
@@ -58,7 +66,7 @@ def line_chart(lines: Mapping[str, Points]) -> str:
         if len(points) <= _MOST_DOTS:
             parts += [
                 f'<circle r="3" style="fill:{color}" cx="{x(step):.1f}" cy="{y(value):.1f}">'
-                f"<title>{escape(name)} {number(value)} at step {step}</title></circle>"
+                f"<title>{escape(name)} {number(value)} at {x_name} {x_text(step)}</title></circle>"
                 for step, value in points
             ]
     return "".join([*parts, "</svg>"])

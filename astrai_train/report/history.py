@@ -14,7 +14,7 @@ from astrai_train.metrics_file import METRICS
 CONFIG = "config.yaml"
 SAMPLES = "samples.jsonl"
 
-Points = list[tuple[int, float]]
+Points = list[tuple[float, float]]
 """Optimizer steps done and a value, in the order of steps."""
 
 
@@ -59,7 +59,7 @@ class History:
     @property
     def last_step(self) -> int:
         """Optimizer steps that the newest logged value has behind it; 0 before the first one."""
-        return max((points[-1][0] for points in self.series.values()), default=0)
+        return max((int(points[-1][0]) for points in self.series.values()), default=0)
 
 
 def _series(file: Path) -> dict[str, Points]:
