@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 First = TypeVar("First")
@@ -37,9 +38,20 @@ class CommandLineError(ValueError):
 
 
 def parse(
-    arguments: Sequence[str], program: str, first: type[First], second: type[Second]
+    arguments: Sequence[str],
+    program: str,
+    first: type[First],
+    second: type[Second],
+    operand: str | None = None,
 ) -> tuple[First, Second]:
     """Read options into two dataclasses; the docstring of the first describes the program.
+
+    Args:
+        arguments: what the user wrote.
+        program: name in help and errors.
+        first: takes values; its docstring describes the program.
+        second: takes more values.
+        operand: a field of the first, of type Path, that is written first and without a name.
 
     Raises:
         CommandLineError: an option is unknown, missing or has no such value.
@@ -47,7 +59,11 @@ def parse(
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog=program, exit_on_error=False, description=first.__doc__)
     kinds = typing.get_type_hints(first) | typing.get_type_hints(second)
-    parser.add_class_arguments(first, as_group=False)
+    if operand is not None:
+        _add_operand(parser, first, operand)
+        if not arguments or (arguments[0].startswith("-") and not {"-h", "--help"} & {*arguments}):
+            raise CommandLineError(f"which {operand}? {program} DIR ({program} --help says more)")
+    parser.add_class_arguments(first, as_group=False, skip={operand} if operand else None)
     if dataclasses.fields(second):  # pyright: ignore[reportArgumentType]
         parser.add_class_arguments(second)
     try:
@@ -59,18 +75,31 @@ def parse(
         raise CommandLineError(str(error)) from None
 
 
-def parse_one(arguments: Sequence[str], program: str, options: type[First]) -> First:
+def parse_one(
+    arguments: Sequence[str], program: str, options: type[First], operand: str | None = None
+) -> First:
     """Read options into one dataclass.
+
+    Args:
+        arguments: what the user wrote.
+        program: name in help and errors.
+        options: takes the values.
+        operand: the field that is written first and without a name, as in `info DIR`.
 
     Raises:
         CommandLineError: an option is unknown, missing or has no such value.
     """
-    return parse(arguments, program, options, _Nothing)[0]
+    return parse(arguments, program, options, _Nothing, operand)[0]
 
 
 @dataclasses.dataclass
 class _Nothing:
     pass
+
+
+def _add_operand(parser: ArgumentParser, options: type, name: str) -> None:
+    told = {param.arg_name: param.description for param in parse_from_object(options).params}
+    parser.add_argument(name, type=Path, metavar="DIR", help=told[name])
 
 
 def _build(kind: type[First], values: dict[str, object]) -> First:

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 
@@ -43,10 +44,25 @@ def test_the_counts_are_those_of_arithmetic(capsys, folder):
     assert parts["norms"] == norms
     total = 100 * 32 + attention + norms + 2 * 3 * 32 * 48
     assert f"parameters   {total:,}" in out
-    # a context of 512: 2 layers x (2 key + 2 value heads) x 8 numbers, in float32
-    weights, whole = total * 4 / 1e3, (total + 512 * 64) * 4 / 1e3
-    assert re.search(rf"float32 +{weights:.1f} kB +{whole:.1f} kB\n", out)
+    matrices = attention + 2 * 3 * 32 * 48
+    int8, int4 = matrices + (total - matrices) * 2, matrices * 17 / 32 + (total - matrices) * 2
+    cells = " kB +".join(f"{size / 1e3:.1f}" for size in (total * 4, total * 2, int8, int4))
+    assert re.search(rf"weights +{cells} kB\n", out)
+    # a token: 2 layers x (2 key + 2 value heads) x 8 numbers
+    assert re.search(r" 1 token +256 B +128 B\n", out)
+    assert re.search(rf" 512 tokens +{512 * 256 / 1e3:.1f} kB +{512 * 128 / 1e3:.1f} kB\n", out)
     assert "tokenizer    none" in out
+
+
+def test_json_has_the_same_figures_for_programs(capsys, folder):
+    _, out, _ = run(capsys, "info", folder, "--json")
+    info = json.loads(out)
+    assert info["total"] == info["activated"] == sum(info["parameters"].values())
+    assert ModelConfig.from_dict(info["architecture"]) == CONFIG
+    assert info["stored"] == {"F32": info["total"]}
+    assert info["weight_bytes"]["float32"] == info["total"] * 4
+    assert info["cache_bytes"]["bfloat16"]["512"] == 512 * 128
+    assert info["tokenizer"] is None
 
 
 def test_a_damaged_folder_is_one_line(capsys, folder):
@@ -67,8 +83,9 @@ def test_a_damaged_folder_is_one_line(capsys, folder):
     ("arguments", "code", "named"),
     [
         (["info"], 2, "which folder?"),
-        (["inspect", "x"], 2, "inspect is not a command; the one there is"),
-        (["info", "--foldr", "x"], 2, "unknown option --foldr; did you mean --folder?"),
+        (["inspect", "x"], 2, "inspect is not a command; there are info"),
+        (["info", "--json"], 2, "which folder? astrai-model info DIR"),
+        (["info", "x", "--jsn"], 2, "unknown option --jsn; did you mean --json?"),
         (["info", "a", "b"], 2, "b is not an option"),
         (["info", "/nowhere"], 1, "/nowhere is not a folder; pass a model folder on this disk"),
     ],
@@ -83,4 +100,8 @@ def test_a_mistake_is_one_line(capsys, arguments, code, named):
 def test_help_is_no_error(capsys):
     code, out, err = run(capsys, "--help")
     assert (code, err) == (0, "")
-    assert out.startswith("usage: astrai-model info DIR")
+    assert out.startswith("usage: astrai-model COMMAND DIR")
+    code, out, err = run(capsys, "info", "--help")
+    assert (code, err) == (0, "")
+    assert re.search(r"^usage: astrai-model info .*DIR$", out, re.MULTILINE)
+    assert "--folder" not in out
