@@ -1,6 +1,7 @@
 """Models from and to folders, ours and those of the Hugging Face families that we know."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from astrai_core.model.weights import (
     weight_files,
     write_tensors,
 )
+
+_log = logging.getLogger(__name__)
 
 _HEAD = "lm_head.weight"
 _EMBEDDING = "embed_tokens.weight"
@@ -48,8 +51,9 @@ class AutoModel:
         config, is_ours = parse_config(origin, folder)
         with torch.device("meta"):
             model = Transformer(config)
-        assign_weights(model, _read_state(folder, config), folder, dtype)
-        model.origin = None if is_ours else origin
+        further = range(0) if is_ours else huggingface.further_layers(origin, config.n_layers)
+        assign_weights(model, _read_state(folder, config, further), folder, dtype)
+        model.origin = None if is_ours else huggingface.saved_config(origin)
         return model.eval()
 
     @staticmethod
@@ -98,18 +102,32 @@ def write_model(folder: Path, config: Mapping[str, object], state: Mapping[str, 
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_state(folder: Path, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Yield our names and tensors; a tied head that the files hold must equal the embedding."""
+def _read_state(folder: Path, config: ModelConfig, further: range) -> Iterator[tuple[str, Tensor]]:
+    """Yield our names and tensors, without those of the layers `further`.
+
+    A tied head that the files hold must equal the embedding.
+    """
     tied: dict[str, Tensor] = {}
+    skipped: set[int] = set()
     for file in weight_files(folder):
         for disk_name, tensor in read_tensors(file):
             name = huggingface.from_disk_name(disk_name)
             if name is None:
                 continue
+            layer = huggingface.layer_of(name)
+            if layer is not None and layer in further:
+                skipped.add(layer)
+                continue
             if config.tie_weight and name in (_HEAD, _EMBEDDING):
                 tied[name] = tensor
             if not (config.tie_weight and name == _HEAD):
                 yield name, tensor
+    if skipped:
+        _log.warning(
+            "%s: %d of its layers only predict tokens further ahead; they are not loaded",
+            folder,
+            len(skipped),
+        )
     if _HEAD in tied and _EMBEDDING in tied and not torch.equal(tied[_HEAD], tied[_EMBEDDING]):
         raise ValueError(
             f"{folder}: config.json ties lm_head to the embedding, but the files hold two "

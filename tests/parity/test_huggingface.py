@@ -100,8 +100,10 @@ def test_shards_and_bfloat16_load(tmp_path):
     ("changes", "named"),
     [
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "linear"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "dynamic",
+        ),
         ({"mystery": 3}, "mystery"),
     ],
 )
