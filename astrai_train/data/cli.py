@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from astrai_core.command_line import CommandLineError, parse_one
-from astrai_train.data.records import Record, Stage, find_files, guess_stage, read_records
+from astrai_train.data.record import Record, Stage
+from astrai_train.data.records import find_files, guess_stage, read_records
 from astrai_train.data.tokenizing import Answers
 
 PROGRAM = "astrai-data"
@@ -39,7 +40,8 @@ class PrepareOptions:
     """Tokenise records into one H5 file; run again, it goes on where it was interrupted."""
 
     stage: Stage
-    """seq for documents, {"text"}; sft for chats, {"messages"} or {"prompt", "completion"}."""
+    """seq for documents, {"text"}; sft for chats, {"messages"} or {"prompt", "completion"}; dpo for
+    preferences, {"prompt", "chosen", "rejected"}; grpo for prompts, {"prompt", ...}."""
     tokenizer: Path
     """Folder of the tokenizer."""
     input: list[Path]
@@ -191,7 +193,9 @@ def _record_texts(record: Record) -> list[str]:
         return [record.text()]
     # roles too: the chat template writes one before every message, so each should be one token
     parts = [
-        part for message in record.messages() for part in (message["role"], message.get("content"))
+        part
+        for message in record.all_messages()
+        for part in (message["role"], message.get("content"))
     ]
     return [part for part in parts if isinstance(part, str)]
 
@@ -213,9 +217,8 @@ def prepare_file(options: PrepareOptions) -> None:
     )
     storage = H5Storage(options.out)
     how = f"{time.monotonic() - start:.1f} s" if done else "nothing to do, it is up to date"
-    what = "documents" if options.stage == "seq" else "samples"
     print(
-        f"{options.out}: {len(storage):,} {what}, {storage.num_tokens:,} tokens, "
+        f"{options.out}: {storage.content}, {storage.num_tokens:,} tokens, "
         f"{storage.num_trained_tokens:,} trained ({how})"
     )
 

@@ -38,10 +38,10 @@ def summary(storage: Storage, tokenizer: AutoTokenizer) -> dict[str, str]:
         int(np.isin(segment, list(tokenizer.control_ids)).sum())
         for segment in storage.input_ids.segments
     )
-    what = "documents" if storage.stage == "seq" else "samples"
+    count, what = storage.content.split()
     return {
         "stage": storage.stage,
-        what: f"{len(storage):,}",
+        what: count,
         "tokens": f"{tokens:,}, of them {control:,} control tokens",
         "trained": f"{trained:,} tokens, {trained / max(tokens, 1):.1%}",
         "text": f"{size:,} bytes, {size / max(tokens - control, 1):.2f} bytes per token",
@@ -66,7 +66,7 @@ def show_samples(
         ids = storage.input_ids[sample].tolist()
         trained = (
             storage.trained[sample].tolist()
-            if storage.stage == "sft"
+            if storage.stage != "seq"
             else [number > 0 for number in range(len(ids))]
         )
         text = Text()

@@ -9,7 +9,7 @@ import lightning as L
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.data.datasets import SEQDataset, SFTDataset, TooLong
 from astrai_train.data.loader import ResumableLoader
-from astrai_train.data.records import Stage
+from astrai_train.data.record import Stage
 from astrai_train.data.sampler import ResumableDistributedSampler
 from astrai_train.data.storage import open_storage
 from astrai_train.data.tokenizing import Answers, end_of_text_id

@@ -16,12 +16,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import astuple, dataclass
-from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -32,9 +30,10 @@ from rich.progress import (
 )
 
 from astrai_core.tokenizer import AutoTokenizer
-from astrai_train.data.records import Record, Stage, find_files, read_records
+from astrai_train.data.record import Record, Stage
+from astrai_train.data.records import find_files, read_records
 from astrai_train.data.storage import FORMAT_VERSION, H5Storage, Header, Storage, write_h5
-from astrai_train.data.tokenizing import Answers, encode_records
+from astrai_train.data.tokenizing import Answers
 
 _PART_RECORDS = 8192
 _PART_BYTES = 8 << 20
@@ -179,12 +178,7 @@ def _part_path(folder: Path, number: int) -> Path:
 def _make_part(path: Path, records: list[Record], job: _Job, tokenizer: AutoTokenizer) -> int:
     """Write one part and return how many bytes of input it holds."""
     header = job.header
-    storage = Storage(
-        header.stage,
-        encode_records(records, header.stage, tokenizer, header.answers),
-        [(name, len(list(group))) for name, group in groupby(str(one.file) for one in records)],
-        np.array([record.line for record in records], dtype=np.int64),
-    )
+    storage = Storage.of_records(records, header.stage, tokenizer, header.answers)
     write_h5(path, header, storage, job.digest)
     return sum(record.size for record in records)
 

@@ -1,16 +1,10 @@
-"""Records in files: where each one stands, and what a stage may find in it.
-
-Nothing here knows a token. An error always says file and line, because the one bad line among a
-million is what the user has to find.
-"""
+"""Files into records, one after the other."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
 
-Stage = Literal["seq", "sft"]
+from astrai_train.data.record import Record, Stage, place_word
 
 DOCUMENT_END = "<|endoftext|>"
 """A line of a text file that holds only this ends a document and begins the next."""
@@ -19,85 +13,6 @@ _JSON_LINES = (".jsonl", ".ndjson")
 _TEXT = (".txt", ".text", ".md")
 _PREPARED = (".h5", ".hdf5")
 SUFFIXES = (*_JSON_LINES, ".json", *_TEXT)
-
-_WANTED = {
-    "seq": '{"text": "..."}',
-    "sft": '{"messages": [{"role": "...", "content": "..."}, ...]} or {"prompt", "completion"}',
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One JSON object, or one document of a text file as `{"text": ...}`."""
-
-    file: Path
-    line: int
-    """Where it begins, from 1; in a JSON array its number in the array."""
-    content: Mapping[str, Any]
-    size: int
-    """Bytes of the file it takes, for progress."""
-
-    @property
-    def place(self) -> str:
-        """File and line, as errors say it."""
-        return f"{self.file} {place_word(self.file)} {self.line}"
-
-    def text(self) -> str:
-        """The document of stage seq.
-
-        Raises:
-            ValueError: there is none, or nothing is in it.
-        """
-        text = self.content.get("text")
-        if not isinstance(text, str):
-            raise ValueError(self._lacks("seq"))
-        if not text.strip():
-            raise ValueError(f"{self.place}: the text is empty; remove the record")
-        return text
-
-    def messages(self) -> list[Mapping[str, Any]]:
-        """The conversation of stage sft.
-
-        Raises:
-            ValueError: there is none, or it is not made of messages.
-        """
-        if "messages" in self.content:
-            messages = self.content["messages"]
-            if not isinstance(messages, list) or not messages:
-                raise ValueError(f"{self.place}: messages must be a list that is not empty")
-        elif "prompt" in self.content and "completion" in self.content:
-            messages = [*self._side("prompt", "user"), *self._side("completion", "assistant")]
-        else:
-            raise ValueError(self._lacks("sft"))
-        for number, message in enumerate(messages, 1):
-            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                raise ValueError(f"{self.place}: message {number} must be an object with a role")
-        return messages
-
-    def _side(self, key: str, role: str) -> list[Any]:
-        side = self.content[key]
-        if isinstance(side, str):
-            if not side.strip():
-                raise ValueError(f"{self.place}: the {key} is empty; remove the record")
-            return [{"role": role, "content": side}]
-        if not isinstance(side, list) or not side:
-            raise ValueError(f"{self.place}: {key} must be text or a list of messages")
-        return side
-
-    def _lacks(self, stage: Stage) -> str:
-        keys = ", ".join(sorted(self.content)) or "no keys"
-        other: Stage | None = None
-        if stage == "seq" and self.content.keys() & {"messages", "prompt"}:
-            other = "sft"
-        elif stage == "sft" and "text" in self.content:
-            other = "seq"
-        hint = f"; this looks like stage {other}" if other else ""
-        return f"{self.place}: stage {stage} wants {_WANTED[stage]}, found {keys}{hint}"
-
-
-def place_word(file: Path) -> str:
-    """What the number of a record counts: lines, or the items of a JSON array."""
-    return "item" if file.suffix.lower() == ".json" else "line"
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:
@@ -253,5 +168,4 @@ def guess_stage(path: Path) -> Stage:
     first = next(read_records(path), None)
     if first is None:
         raise ValueError(f"{path} holds no record")
-    keys: Sequence[str] = list(first.content)
-    return "sft" if "messages" in keys or "completion" in keys else "seq"
+    return first.stage or "seq"

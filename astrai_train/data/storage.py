@@ -13,9 +13,10 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import h5py
 import numpy as np
@@ -23,8 +24,9 @@ from numpy.typing import NDArray
 
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.data.ragged import Array, Ragged
-from astrai_train.data.records import Stage, place_word, read_records
-from astrai_train.data.tokenizing import Answers, column_names, encode_records
+from astrai_train.data.record import Record, Stage, place_word
+from astrai_train.data.records import read_records
+from astrai_train.data.tokenizing import Answers, column_names, encode_records, num_samples
 
 FORMAT_VERSION = 1
 _PIECE = 1 << 22
@@ -67,7 +69,7 @@ class Header:
         changed = []
         if self.tokenizer != wanted.tokenizer:
             changed.append(_changed("tokenizer", self.tokenizer, wanted.tokenizer))
-        if self.stage == "sft" and self.template != wanted.template:
+        if self.stage != "seq" and self.template != wanted.template:
             changed.append(_changed("chat template", self.template, wanted.template))
         if changed:
             raise ValueError(
@@ -80,12 +82,15 @@ def _changed(what: str, there: str, here: str) -> str:
     return f"another {what} ({there[:8] or 'none'} there, {here[:8] or 'none'} here)"
 
 
+_RECORDS = {"seq": "documents", "sft": "samples", "dpo": "pairs", "grpo": "prompts"}
+
+
 class Storage:
     """Samples as columns of token ids, from one file or several read as one.
 
     Args:
         stage: what the samples are for.
-        columns: `input_ids`, and `trained` in stage sft.
+        columns: those of the stage, see `tokenizing`.
         sources: the files of records and how many samples came of each, in order.
         lines: for each sample its line in its file.
     """
@@ -101,6 +106,29 @@ class Storage:
         self.columns = dict(columns)
         self.sources = list(sources)
         self.lines = lines
+
+    @classmethod
+    def of_records(
+        cls,
+        records: Sequence[Record],
+        stage: Stage,
+        tokenizer: AutoTokenizer,
+        answers: Answers = "all",
+    ) -> "Storage":
+        """Tokenise records.
+
+        Raises:
+            ValueError: a record is wrong; says file and line.
+        """
+        columns = encode_records(records, stage, tokenizer, answers)
+        counts = [num_samples(record, stage) for record in records]
+        files = groupby(zip(records, counts, strict=True), lambda pair: str(pair[0].file))
+        return cls(
+            stage,
+            columns,
+            [(name, sum(count for _, count in group)) for name, group in files],
+            np.repeat(np.array([record.line for record in records], dtype=np.int64), counts),
+        )
 
     @classmethod
     def join(cls, parts: Sequence["Storage"]) -> "Storage":
@@ -126,8 +154,20 @@ class Storage:
 
     @property
     def trained(self) -> Ragged:
-        """Which tokens are taught; stage sft only."""
+        """Which tokens are taught; not in stage seq, where it is all but the first."""
         return self.columns["trained"]
+
+    @cached_property
+    def record_starts(self) -> NDArray[np.int64]:
+        """The first sample of each record."""
+        if self.stage == "grpo":
+            return np.flatnonzero(self.columns["columns"].lengths)
+        return np.arange(0, len(self), 2 if self.stage == "dpo" else 1)
+
+    @property
+    def content(self) -> str:
+        """How much there is, in words."""
+        return f"{len(self.record_starts):,} {_RECORDS[self.stage]}"
 
     @property
     def num_tokens(self) -> int:
@@ -205,10 +245,8 @@ class JSONStorage(Storage):
     def __init__(
         self, path: Path, stage: Stage, tokenizer: AutoTokenizer, answers: Answers = "all"
     ) -> None:
-        records = list(read_records(path))
-        lines = np.array([record.line for record in records], dtype=np.int64)
-        columns = encode_records(records, stage, tokenizer, answers)
-        super().__init__(stage, columns, [(str(path), len(records))], lines)
+        whole = Storage.of_records(list(read_records(path)), stage, tokenizer, answers)
+        super().__init__(stage, whole.columns, whole.sources, whole.lines)
 
 
 def open_storage(
@@ -278,7 +316,7 @@ def write_h5(path: Path, header: Header, storage: Storage, inputs: str = "") -> 
 
 def _header(attributes: Mapping[str, Any]) -> Header:
     header = Header(**{field.name: str(attributes[field.name]) for field in fields(Header)})  # pyright: ignore[reportArgumentType]
-    if header.stage not in ("seq", "sft"):
+    if header.stage not in get_args(Stage):
         raise ValueError(f"its stage is {header.stage!r}")
     return header
 

@@ -69,7 +69,7 @@ def test_mistakes_take_one_line(folder, capsys):
     assert "unknown option --tokeniser; did you mean --tokenizer?" in error
     assert status == 2
     assert (
-        "--stage must be seq or sft, not sftt"
+        "--stage must be seq or sft or dpo or grpo, not sftt"
         in fails(capsys, "prepare", "--stage", "sftt", *options)[0]
     )
     error, status = fails(capsys, "prepare", "--stage", "seq", *options)

@@ -2,7 +2,7 @@ import pytest
 
 from astrai_train.data import prepare as preparing
 from astrai_train.data.prepare import prepare
-from astrai_train.data.records import Stage
+from astrai_train.data.record import Stage
 from astrai_train.data.storage import H5Storage, open_storage
 
 
@@ -56,20 +56,20 @@ def test_a_damaged_result_is_made_again(folder):
 
 def test_an_interrupted_run_goes_on_where_it_was(folder, monkeypatch):
     monkeypatch.setattr(preparing, "_PART_RECORDS", 1)
-    encode, made = preparing.encode_records, []
+    make, made = preparing._make_part, []
 
-    def interrupted(records, *rest):
+    def interrupted(*part):
         if len(made) == 2:
             raise KeyboardInterrupt
-        made.append(records)
-        return encode(records, *rest)
+        made.append(part)
+        return make(*part)
 
-    monkeypatch.setattr(preparing, "encode_records", interrupted)
+    monkeypatch.setattr(preparing, "_make_part", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(folder)
     assert not (folder / "out.h5").exists()
     again = []
-    monkeypatch.setattr(preparing, "encode_records", lambda *a: again.append(a) or encode(*a))
+    monkeypatch.setattr(preparing, "_make_part", lambda *a: again.append(a) or make(*a))
     run(folder)
     assert len(again) == 1
     assert len(tokens(folder / "out.h5")) == 3

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.data.ragged import Ragged
-from astrai_train.data.records import Stage
+from astrai_train.data.record import Stage
 from astrai_train.data.storage import H5Storage, Header, Storage, open_storage, write_h5
 
 HEADER = Header(stage="sft", tokenizer="a" * 64, template="b" * 64)
