@@ -13,6 +13,7 @@ from astrai_core.model.attention_context import AttentionContext, PackedAttentio
 from astrai_core.model.config import ModelConfig
 from astrai_core.model.feed_forward import MLP
 from astrai_core.model.layers import INIT_STD, Embedding, Linear, RMSNorm
+from astrai_core.model.moe import DeepSeekMoE, Routing
 from astrai_core.model.rotary import RotaryEmbedding
 
 
@@ -24,12 +25,24 @@ class DecoderBlock(nn.Module):
         self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.self_attn = MLA(config, layer) if config.attn_type == "mla" else GQA(config, layer)
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
-        self.mlp = MLP(config.dim, config.dim_ffn)
+        has_experts = config.ffn_type == "moe" and layer >= config.first_k_dense
+        self.mlp = (
+            DeepSeekMoE(config) if has_experts else MLP(config.dim, config.dim_ffn, config.ffn_bias)
+        )
 
-    def forward(self, x: Tensor, rotation: Rotation, attention: AttentionContext) -> Tensor:
-        """Map the residual stream (N, dim) to the next block's."""
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        attention: AttentionContext,
+        routings: list[Routing] | None = None,
+    ) -> Tensor:
+        """Map the residual stream (N, dim) to the next block's; a router adds to `routings`."""
         x = x + self.self_attn(self.input_layernorm(x), rotation, attention)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        normed = self.post_attention_layernorm(x)
+        if isinstance(self.mlp, DeepSeekMoE):
+            return x + self.mlp(normed, routings)
+        return x + self.mlp(normed)
 
 
 class Transformer(nn.Module):
@@ -40,8 +53,6 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        if config.ffn_type == "moe":
-            raise ValueError("ffn_type moe is not built yet; use ffn_type mlp")
         self.config = config
         self.origin = None
         self.embed_tokens = Embedding(config.vocab_size, config.dim)
@@ -77,6 +88,7 @@ class Transformer(nn.Module):
         input_ids: Tensor,
         position_ids: Tensor | None = None,
         attention: AttentionContext | None = None,
+        routings: list[Routing] | None = None,
     ) -> Tensor:
         """Run all blocks and the final norm.
 
@@ -84,6 +96,7 @@ class Transformer(nn.Module):
             input_ids: token ids, (B, T) or, with an attention context, of any shape.
             position_ids: positions, shaped like `input_ids`; None counts from 0 in each row.
             attention: who sees whom; None is causal attention over each row of (B, T).
+            routings: takes what each block with experts decided, for training to balance.
 
         Returns:
             Hidden states, the shape of `input_ids` with `dim` added.
@@ -101,7 +114,7 @@ class Transformer(nn.Module):
         x = self.embed_tokens(input_ids.reshape(-1))  # (N, dim)
         rotation = self.rotary_embedding(position_ids.reshape(-1))
         for block in self.layers:
-            x = block(x, rotation, attention)
+            x = block(x, rotation, attention, routings)
         return self.norm(x).view(*input_ids.shape, -1)
 
     def project(self, hidden_states: Tensor) -> Tensor:

@@ -86,11 +86,13 @@ def assign_weights(
         tensors: names, as `module.state_dict()` has them, and values.
         source: named in errors.
         dtype: type of floating-point weights; None keeps the file's, the widest where they differ.
+            Buffers keep the type that the module gives them.
 
     Raises:
         ValueError: the names, shapes or kinds of numbers are not those of the module.
     """
     state = module.state_dict()
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     found: dict[str, Tensor] = {}
     for name, tensor in tensors:
@@ -105,12 +107,14 @@ def assign_weights(
         if tensor.is_floating_point() != state[name].is_floating_point():
             raise ValueError(f"{source}: {name} holds numbers of another kind ({tensor.dtype})")
         target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        if name not in parameters:
+            target = state[name].dtype
         found[name] = tensor.to(target, copy=True)
     missing = sorted(wanted.keys() - found.keys())
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(f"{source} lacks {', '.join(missing[:3])}{more}")
-    floats = {name: t for name, t in found.items() if t.is_floating_point()}
+    floats = {name: t for name, t in found.items() if t.is_floating_point() and name in parameters}
     if len({t.dtype for t in floats.values()}) > 1:
         widest = functools.reduce(torch.promote_types, (t.dtype for t in floats.values()))
         found |= {name: t.to(widest) for name, t in floats.items()}
