@@ -5,7 +5,7 @@ Nothing here knows text: stop strings travel through, and an engine with a token
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -108,12 +108,21 @@ class GenerationEngine(ABC):
         self,
         prompts: Sequence[Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams],
+        between_steps: Callable[[], None] | None = None,
     ) -> list[Completion]:
-        """Complete each prompt; one set of parameters for all, or one each."""
+        """Complete each prompt; one set of parameters for all, or one each.
+
+        `between_steps` is called in the caller's thread again and again; what it raises ends the
+        call, and the engine can be used again.
+        """
 
     @abstractmethod
     def update_weights(self) -> None:
         """Tell that the weights changed: copies are refreshed and cached prefixes dropped."""
+
+    @abstractmethod
+    def stats(self) -> Mapping[str, int | float]:
+        """Counts since the start, `num_steps` and `prefix_cache_hits` (tokens) among them."""
 
     @abstractmethod
     def close(self) -> None:

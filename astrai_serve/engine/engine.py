@@ -108,8 +108,14 @@ class InferenceEngine(GenerationEngine):
         self,
         prompts: Sequence[Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams],
+        between_steps: Callable[[], None] | None = None,
     ) -> list[Completion]:
         """Complete each prompt, and wait for all; the queue's limit does not count here.
+
+        Args:
+            prompts: token ids.
+            params: one set of parameters for all, or one each.
+            between_steps: called at each news of a task; what it raises ends the call.
 
         Raises:
             RefusedError: a prompt can never run.
@@ -123,6 +129,8 @@ class InferenceEngine(GenerationEngine):
             for stream in streams:
                 parts = CompletionParts()
                 for event in stream:
+                    if between_steps is not None:
+                        between_steps()
                     parts.add(event)
                 completions.append(parts.completion())
             return completions

@@ -6,7 +6,7 @@ A call returns when all its prompts are answered. Calls from several threads wai
 import dataclasses
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -58,12 +58,14 @@ class LLM(GenerationEngine):
         self,
         prompts: Sequence[Sequence[int]] | Sequence[str],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        between_steps: Callable[[], None] | None = None,
     ) -> list[Completion]:
         """Complete each prompt.
 
         Args:
             prompts: texts or token ids.
             params: one set of parameters for all, or one each.
+            between_steps: called before each step; what it raises ends the call.
 
         Raises:
             RefusedError: a prompt can never run; nothing was computed.
@@ -84,6 +86,8 @@ class LLM(GenerationEngine):
                 for task in tasks:
                     core.add(task)
                 while core.has_tasks:
+                    if between_steps is not None:
+                        between_steps()
                     for task_id, event in core.step():
                         parts[task_id].add(event)
                 return [parts[task.task_id].completion() for task in tasks]
@@ -116,6 +120,11 @@ class LLM(GenerationEngine):
         """Forget all cached keys and values, for the model's weights have changed."""
         with self._lock:
             self._open_core().drop_computed()
+
+    def stats(self) -> dict[str, int | float]:
+        """Counts since the start, and how things stand."""
+        with self._lock:
+            return self._open_core().stats()
 
     def close(self) -> None:
         """Free the KV cache; the model itself is the caller's."""

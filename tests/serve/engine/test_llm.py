@@ -334,3 +334,24 @@ def test_our_errors_form_one_tree():
     for error in (RefusedError, EngineClosedError, GenerationFailedError):
         assert issubclass(error, EngineError)
     assert issubclass(RefusedError, ValueError)
+
+
+@pytest.mark.parametrize("kind", ["llm", "engine"])
+def test_a_caller_can_end_a_call_between_steps(kind, request):
+    """A trainer that is told to stop does not wait for a long rollout."""
+    generator = request.getfixturevalue(kind)
+    wanted = generator.generate(PROMPTS, SamplingParams(max_tokens=12, temperature=0))
+    calls = 0
+
+    def stop_at_the_third():
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    params = SamplingParams(max_tokens=12, temperature=0)
+    with pytest.raises(KeyboardInterrupt):
+        generator.generate(PROMPTS, params, stop_at_the_third)
+    again = generator.generate(PROMPTS, params, lambda: None)
+    assert [one.token_ids for one in again] == [one.token_ids for one in wanted]
+    assert generator.stats()["num_steps"] > 12
