@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from astrai_core.model.layers import Embedding
+from astrai_core.model.moe import Router
 from astrai_train.muon import Muon
 
 
@@ -32,7 +33,7 @@ class OptimizerConfig:
     momentum: float = 0.95
     """muon: decay rate of the running mean of a matrix's gradient."""
     adamw_lr: float = 4e-3
-    """muon: peak learning rate of all that AdamW moves: output layer, norms and biases."""
+    """muon: peak learning rate of all that AdamW moves: output layer, routers, norms and biases."""
     embedding_lr: float | None = None
     """muon: peak learning rate of an embedding that is not the output layer too; null takes
     adamw_lr."""
@@ -73,17 +74,19 @@ def muon_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any
     """Split what is trained into matrices of the blocks, embeddings alone, and the rest.
 
     Muon is for matrices that map one hidden space to another. The output layer is none, nor is an
-    embedding; one that is both learns at the pace of an output layer.
+    embedding; one that is both learns at the pace of an output layer. Nor is a router, whose
+    rows stand for one expert each.
     """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, Embedding | nn.Embedding)}
     output = getattr(model, "output_weight", None)
+    routers = {id(m.weight) for m in model.modules() if isinstance(m, Router)}
     hidden, tables, rest = [], [], []
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
         if id(parameter) in embeddings and parameter is not output:
             tables.append(parameter)
-        elif parameter.ndim == 2 and parameter is not output:
+        elif parameter.ndim == 2 and parameter is not output and id(parameter) not in routers:
             hidden.append(parameter)
         else:
             rest.append(parameter)

@@ -8,7 +8,6 @@ gradients are divided once, when the count of the whole window is known.
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from astrai_core.compilation import missing_compiler, use_private_cache
 from astrai_core.model import AutoModel, ModelConfig, PackedAttention, Transformer
+from astrai_core.model.moe import Routing
 from astrai_core.tokenizer import AutoTokenizer
+from astrai_train.expert_balance import BalanceConfig, ExpertBalance, RowLoads, count_loads
 from astrai_train.losses import IGNORED
 from astrai_train.metrics import TokenLikelihood
 from astrai_train.optim import OptimizerConfig, build_optimizer
@@ -45,6 +46,7 @@ class LMModule(L.LightningModule, ABC):
         init_from: Folder of a model to start from, ours or one of a known Hugging Face family.
         optimizer: What turns gradients into updates.
         schedule: How the learning rate rises and falls.
+        moe: How a model with experts keeps them evenly loaded.
         compile: Whether the forward pass is compiled, which takes a minute at the first start;
             auto compiles where a C++ compiler is present and says so.
     """
@@ -55,6 +57,7 @@ class LMModule(L.LightningModule, ABC):
         init_from: Path | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),
         schedule: ScheduleConfig = ScheduleConfig(),
+        moe: BalanceConfig = BalanceConfig(),
         compile: bool | Literal["auto"] = "auto",  # noqa: A002 - the option's name
     ) -> None:
         super().__init__()
@@ -65,12 +68,14 @@ class LMModule(L.LightningModule, ABC):
         self.schedule_config = schedule
         self.likelihood = TokenLikelihood()
         self._compile = compile
-        self._run: Callable[[Tensor, Tensor, Tensor], Tensor] = partial(_run, self.model)
+        self._balance = ExpertBalance(self.model, moe)
+        self._run = partial(_run, self.model, moe.aux_loss_weight > 0)
         self._compiled = self._run
         self._byte_lengths: Tensor | None = None
         self._last_logged_step = 0
         self._learning_rate = 0.0
         self._grad_norm: Tensor | None = None
+        self._expert_loads: dict[str, Tensor] = {}
         self._window_count = torch.zeros((), dtype=torch.int64)
         self._interval = _empty_interval()
 
@@ -82,7 +87,10 @@ class LMModule(L.LightningModule, ABC):
         """Run the model over a batch, to (B, T, dim)."""
         # validation stays eager: a second graph would cost more than it saves
         run = self._compiled if self.training else self._run
-        return run(batch["input_ids"], batch["position_ids"], batch["document_ids"])
+        hidden, loads = run(batch["input_ids"], batch["position_ids"], batch["document_ids"])
+        if loads is not None and self.training:
+            self._balance.observe(loads, (batch["labels"] != IGNORED).sum(1))
+        return hidden
 
     def setup(self, stage: str) -> None:
         """Take the tokenizer from the datamodule and prepare the compiled forward."""
@@ -110,11 +118,13 @@ class LMModule(L.LightningModule, ABC):
             nats.to(total.device) + total.detach().double(),
             tokens.to(count.device) + count,
         )
+        total = total + self._balance.auxiliary_loss(count)
         return total * (_SCALE * self.trainer.accumulate_grad_batches)
 
     def on_train_start(self) -> None:
         """Begin a window: gradients of an unfinished one were never saved."""
         self._window_count = torch.zeros((), dtype=torch.int64)
+        self._balance.begin_window()
         self._last_logged_step = self.trainer.global_step
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -126,6 +136,7 @@ class LMModule(L.LightningModule, ABC):
             if parameter.grad is not None:
                 parameter.grad.mul_(factor.to(parameter.grad.dtype))
         self._window_count = torch.zeros_like(self._window_count)
+        self._expert_loads = self._balance.end_window(self._sum_over_ranks)
         self._learning_rate = optimizer.param_groups[0]["lr"]
 
     def configure_gradient_clipping(
@@ -155,6 +166,8 @@ class LMModule(L.LightningModule, ABC):
         self.log("lr", self._learning_rate)
         if self._grad_norm is not None:
             self.log("train/grad_norm", self._grad_norm)
+        for name, value in self._expert_loads.items():
+            self.log(name, value.float())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the sums of the validation."""
@@ -196,7 +209,7 @@ class LMModule(L.LightningModule, ABC):
     def _datamodule(self) -> object:
         return getattr(self.trainer, "datamodule", None)
 
-    def _make_compiled(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def _make_compiled(self) -> partial[tuple[Tensor, RowLoads | None]]:
         """Compile a function beside the model, so that the weights keep their names."""
         missing = missing_compiler()
         if self._compile is True and missing:
@@ -206,7 +219,7 @@ class LMModule(L.LightningModule, ABC):
             return self._run
         use_private_cache()
         self.print("training runs compiled; the first step waits for the compiler")
-        return partial(torch.compile(_run), self.model)
+        return partial(torch.compile(_run), *self._run.args)
 
     def _evaluate(self, batch: Batch) -> None:
         total, count = self.loss(batch)
@@ -282,11 +295,19 @@ def _build(config: ModelConfig | None, init_from: Path | None) -> Transformer:
 
 
 def _run(
-    model: Transformer, input_ids: Tensor, position_ids: Tensor, document_ids: Tensor
-) -> Tensor:
+    model: Transformer,
+    has_aux_loss: bool,
+    input_ids: Tensor,
+    position_ids: Tensor,
+    document_ids: Tensor,
+) -> tuple[Tensor, RowLoads | None]:
     """The forward pass as the compiler sees it: a model and tensors."""
     attention = PackedAttention.of_documents(document_ids)
-    return model.hidden_states(input_ids, position_ids, attention)
+    routings: list[Routing] = []
+    hidden = model.hidden_states(input_ids, position_ids, attention, routings)
+    # what is not learned from is not balanced either
+    learned = routings if torch.is_grad_enabled() else []
+    return hidden, count_loads(learned, document_ids, with_loss=has_aux_loss)
 
 
 def _empty_interval() -> tuple[Tensor, Tensor]:
