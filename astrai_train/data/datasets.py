@@ -1,16 +1,18 @@
 """Rows of one window, by number: row n is the same in every epoch, process and run.
 
-A row is a dict of int64 tensors of shape (T,), see `packing` for what they mean.
+A row is a dict of int64 tensors of shape (T,), see `packing` for what they mean. Stages dpo and
+grpo number pairs and prompts instead: see `pairs` and `prompts`.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from astrai_train.data.packing import (
     Row,
@@ -20,6 +22,7 @@ from astrai_train.data.packing import (
     samples_row,
     stream_row,
 )
+from astrai_train.data.ragged import Offsets
 from astrai_train.data.storage import Storage
 
 _log = logging.getLogger(__name__)
@@ -28,7 +31,23 @@ Tensors = dict[str, Tensor]
 TooLong = Literal["refuse", "drop"]
 
 
-class _RowDataset(Dataset[Tensors]):
+class NumberedDataset(Dataset[Any], ABC):
+    """What a loader reads: items by number, None where a rank has none left, and their batches."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many items there are."""
+
+    @abstractmethod
+    def __getitem__(self, number: int | None) -> Any:
+        """One item."""
+
+    @abstractmethod
+    def collate(self, items: list[Any]) -> dict[str, Any]:
+        """The batch of some items."""
+
+
+class _RowDataset(NumberedDataset):
     """Rows of a window; number None is a row of padding.
 
     Args:
@@ -44,12 +63,13 @@ class _RowDataset(Dataset[Tensors]):
         self.window_size = window_size
         self.padding_id = padding_id
 
-    def __len__(self) -> int:
-        raise NotImplementedError
-
+    @abstractmethod
     def row(self, number: int) -> Row:
         """The arrays of a row."""
-        raise NotImplementedError
+
+    def collate(self, items: list[Tensors]) -> Tensors:
+        """Stack rows to (B, T)."""
+        return default_collate(items)
 
     def __getitem__(self, number: int | None) -> Tensors:
         if number is None:
@@ -99,13 +119,10 @@ class SFTDataset(_RowDataset):
         super().__init__(storage, window_size, padding_id)
         assert storage.stage == "sft"
         lengths = storage.input_ids.lengths
-        kept = np.flatnonzero(lengths <= window_size)
-        self.num_dropped = len(lengths) - len(kept)
+        self._kept = fitting(storage, lengths, np.arange(len(lengths)), window_size, too_long)
+        self.num_dropped = len(lengths) - len(self._kept)
         """Samples longer than the window."""
-        if self.num_dropped:
-            self._report(lengths, too_long)
-        self._kept = kept
-        self._packs = pack_samples(lengths[kept].tolist(), window_size)
+        self._packs = pack_samples(lengths[self._kept].tolist(), window_size)
 
     def __len__(self) -> int:
         return len(self._packs)
@@ -125,24 +142,48 @@ class SFTDataset(_RowDataset):
             self.padding_id,
         )
 
-    def _report(self, lengths: np.ndarray, too_long: TooLong) -> None:
-        window = self.window_size
-        first = int(np.argmax(lengths > window))
-        example = f"{self.storage.place(first)} has {lengths[first]} tokens"
-        if self.num_dropped == len(lengths):
-            raise ValueError(
-                f"every sample is longer than window_size {window} ({example}): raise window_size"
-            )
-        if too_long == "refuse":
-            raise ValueError(
-                f"{example}, more than window_size {window} ({self.num_dropped} of {len(lengths)} "
-                f"samples are too long, the longest has {lengths.max()}): raise window_size, or "
-                "leave them out with too_long: drop"
-            )
-        _log.warning(
-            "%d of %d samples are longer than window_size %d and are left out; the first is %s",
-            self.num_dropped,
-            len(lengths),
-            window,
-            self.storage.place(first),
+
+def fitting(
+    storage: Storage,
+    lengths: Offsets,
+    samples: Offsets,
+    window_size: int,
+    too_long: TooLong,
+) -> Offsets:
+    """Which samples, or groups of them, no window is too short for.
+
+    Args:
+        storage: the samples.
+        lengths: tokens of each group's longest sample.
+        samples: the first sample of each group, to say where it stands.
+        window_size: the most tokens of a sample.
+        too_long: what to do with longer ones.
+
+    Raises:
+        ValueError: one is longer and is to be refused, or all are; says file and line.
+    """
+    kept = np.flatnonzero(lengths <= window_size)
+    if len(kept) == len(lengths):
+        return kept
+    first = int(np.argmax(lengths > window_size))
+    place = storage.place(int(samples[first]))
+    example = f"{place} has {lengths[first]} tokens"
+    if not len(kept):
+        raise ValueError(
+            f"every sample is longer than window_size {window_size} ({example}): raise window_size"
         )
+    num_dropped = len(lengths) - len(kept)
+    if too_long == "refuse":
+        raise ValueError(
+            f"{example}, more than window_size {window_size} ({num_dropped} of {len(lengths)} "
+            f"samples are too long, the longest has {lengths.max()}): raise window_size, or "
+            "leave them out with too_long: drop"
+        )
+    _log.warning(
+        "%d of %d samples are longer than window_size %d and are left out; the first is %s",
+        num_dropped,
+        len(lengths),
+        window_size,
+        place,
+    )
+    return kept

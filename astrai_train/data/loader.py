@@ -1,4 +1,4 @@
-"""Batches of rows whose place in the data can be saved and entered again.
+"""Batches whose place in the data can be saved and entered again.
 
 What a reader would get wrong: it counts batches when they are handed to training, not when a
 worker fetches them, so prefetching changes nothing. And an iterator does nothing before its first
@@ -6,30 +6,31 @@ batch is asked for, because Lightning makes more of them than it reads.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from astrai_train.data.datasets import SEQDataset, SFTDataset, Tensors
+from astrai_train.data.datasets import NumberedDataset
 from astrai_train.data.sampler import ResumableDistributedSampler
 
 
 class ResumableLoader:
-    """Yields dicts of tensors (B, T), always B rows; the last batch is filled up with padding.
+    """Yields the data set's batches, of B items each; the last one is filled up with None.
 
     Each iteration is an epoch: it goes on where `load_state_dict` put it, or begins the next one.
     It is no `DataLoader`, so that Lightning leaves its sampler and its epochs alone.
 
     Args:
-        dataset: the rows.
+        dataset: rows, pairs or prompts.
         sampler: which of them, in what order.
-        batch_size: rows of a batch, B.
-        num_workers: processes that build rows; 0 builds them in this one.
+        batch_size: items of a batch, B.
+        num_workers: processes that build batches; 0 builds them in this one.
     """
 
     def __init__(
         self,
-        dataset: SEQDataset | SFTDataset,
+        dataset: NumberedDataset,
         sampler: ResumableDistributedSampler,
         batch_size: int,
         num_workers: int = 0,
@@ -46,7 +47,7 @@ class ResumableLoader:
         """Batches of a whole epoch, on each rank."""
         return -(-len(self._order) // self.batch_size)
 
-    def __iter__(self) -> Iterator[Tensors]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         order = self._order
         finished = order.consumed >= order.num_rows
         if order.consumed and (finished or not self._resumed):
@@ -59,10 +60,11 @@ class ResumableLoader:
             order.advance(self.batch_size * order.world_size)
             yield batch
 
-    def _make_loader(self) -> DataLoader[Tensors]:
+    def _make_loader(self) -> DataLoader[Any]:
         return DataLoader(
             self.dataset,
             batch_sampler=_FullBatches(self._order, self.batch_size),
+            collate_fn=self.dataset.collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

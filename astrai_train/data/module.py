@@ -9,28 +9,35 @@ import lightning as L
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.data.datasets import SEQDataset, SFTDataset, TooLong
 from astrai_train.data.loader import ResumableLoader
+from astrai_train.data.pairs import DPODataset
+from astrai_train.data.prompts import GRPODataset
 from astrai_train.data.record import Stage
 from astrai_train.data.sampler import ResumableDistributedSampler
 from astrai_train.data.storage import open_storage
 from astrai_train.data.tokenizing import Answers, end_of_text_id
 
-Dataset = SEQDataset | SFTDataset
+Dataset = SEQDataset | SFTDataset | DPODataset | GRPODataset
 
 
 class TokenDataModule(L.LightningDataModule):
-    """Token rows for training and validation, from prepared files or from records.
+    """Batches of tokens for every stage, from prepared files or from records.
 
     Args:
         tokenizer: Folder of the tokenizer, written by `astrai-data tokenizer` or a model folder.
         train: Files to train on: .h5 of `astrai-data prepare`, or .jsonl, .json or .txt, which are
             tokenised at each start. Several are read as one.
         val: Files to validate on; null for none.
-        stage: seq learns all tokens of documents, sft the answers of conversations.
-        window_size: Tokens of a row; documents are packed into rows without seeing each other.
-        batch_size: Rows of a micro-batch.
+        test: Files that `astrai-train test` measures.
+        predict: Files that `astrai-train predict` runs over.
+        stage: seq learns all tokens of documents, sft the answers of conversations, dpo to prefer
+            one answer to another, grpo from rewards.
+        window_size: Tokens of a row; documents are packed into rows without seeing each other. In
+            dpo and grpo the most tokens of a prompt with its answer.
+        batch_size: Rows of a micro-batch; pairs in dpo, prompts in grpo.
         num_workers: Processes that build batches; 0 builds them in the training process.
         seed: Of the order of rows, which also depends on the epoch.
-        too_long: Whether sft refuses a sample longer than window_size or drops it with a warning.
+        too_long: Whether a sample longer than window_size is refused, or dropped with a warning;
+            seq cuts documents instead.
         answers: Whether sft teaches all answers of a conversation or its last one; files of
             `astrai-data prepare` have this settled.
     """
@@ -47,6 +54,8 @@ class TokenDataModule(L.LightningDataModule):
         seed: int = 0,
         too_long: TooLong = "refuse",
         answers: Answers = "all",
+        test: Path | list[Path] | None = None,
+        predict: Path | list[Path] | None = None,
     ) -> None:
         super().__init__()
         least = {"window_size": (window_size, 2), "batch_size": (batch_size, 1)}
@@ -61,6 +70,8 @@ class TokenDataModule(L.LightningDataModule):
         self._seed = seed
         self._train = _as_list(train)
         self._val = _as_list(val)
+        self._test = _as_list(test)
+        self._predict = _as_list(predict)
         self._too_long: TooLong = too_long
         self._answers: Answers = answers
 
@@ -74,6 +85,24 @@ class TokenDataModule(L.LightningDataModule):
         """The rows to validate on."""
         return self._dataset(self._val) if self._val else None
 
+    @cached_property
+    def test_dataset(self) -> Dataset:
+        """The rows of `astrai-train test`.
+
+        Raises:
+            ValueError: no file is named for it.
+        """
+        return self._dataset(self._named("test", self._test))
+
+    @cached_property
+    def predict_dataset(self) -> Dataset:
+        """The rows of `astrai-train predict`.
+
+        Raises:
+            ValueError: no file is named for it.
+        """
+        return self._dataset(self._named("predict", self._predict))
+
     @property
     def num_train_batches(self) -> int:
         """Micro-batches of an epoch on each rank; known before the trainer builds loaders."""
@@ -83,6 +112,10 @@ class TokenDataModule(L.LightningDataModule):
         """Open what is needed, so that mistakes in it are found before anything else starts."""
         if stage == "fit":
             _ = self.train_dataset
+        elif stage == "test":
+            _ = self.test_dataset
+        elif stage == "predict":
+            _ = self.predict_dataset
         if self.val_dataset is None and self.trainer is not None:
             self.trainer.limit_val_batches = 0  # Lightning warns of an empty list
 
@@ -94,6 +127,21 @@ class TokenDataModule(L.LightningDataModule):
         """Batches in order; an empty list skips validation."""
         dataset = self.val_dataset
         return [] if dataset is None else self._loader(dataset, shuffle=False)
+
+    def test_dataloader(self) -> ResumableLoader:
+        """Batches in order."""
+        return self._loader(self.test_dataset, shuffle=False)
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """Batches in order."""
+        return self._loader(self.predict_dataset, shuffle=False)
+
+    def _named(self, option: str, files: list[Path]) -> list[Path]:
+        if not files:
+            raise ValueError(
+                f"data.{option} names no file: set it, say --data.init_args.{option} held_out.jsonl"
+            )
+        return files
 
     def _loader(self, dataset: Dataset, shuffle: bool) -> ResumableLoader:
         trainer = self.trainer
@@ -111,9 +159,16 @@ class TokenDataModule(L.LightningDataModule):
             files, stage=self.stage, tokenizer=self.tokenizer, answers=self._answers
         )
         padding = end_of_text_id(self.tokenizer)
-        if self.stage == "seq":
-            return SEQDataset(storage, self.window_size, padding)
-        return SFTDataset(storage, self.window_size, padding, self._too_long)
+        window, too_long = self.window_size, self._too_long
+        match self.stage:
+            case "seq":
+                return SEQDataset(storage, window, padding)
+            case "sft":
+                return SFTDataset(storage, window, padding, too_long)
+            case "dpo":
+                return DPODataset(storage, window, padding, too_long)
+            case "grpo":
+                return GRPODataset(storage, window, padding, too_long)
 
 
 def _as_list(files: Path | list[Path] | None) -> list[Path]:

@@ -67,6 +67,34 @@ def samples_row(
     return _assemble(tokens, documents, taught, len(tokens), window, padding_id)
 
 
+def batch_rows(documents: Sequence[tuple[Array, Array]], padding_id: int) -> Row:
+    """Rows for one batch of whole documents, as long as the longest of them.
+
+    Args:
+        documents: token ids and which of them are taught, both (length,).
+        padding_id: the token in positions that hold none.
+
+    Returns:
+        The four arrays, (rows, T). Here `document_ids` number the documents of the batch, not
+        those of a row. Without any document there is one row of padding.
+    """
+    lengths = [len(ids) for ids, _ in documents]
+    window = max([2, *lengths])
+    longest_first = sorted(range(len(documents)), key=lambda document: -lengths[document])
+    packs = pack_samples([lengths[document] for document in longest_first], window)
+    rows: list[Row] = []
+    for number in range(len(packs)):
+        members = [longest_first[one] for one in packs[number]]
+        tokens = np.concatenate([documents[one][0] for one in members])
+        taught = np.concatenate([documents[one][1] for one in members])
+        place = np.repeat(np.array(members), [lengths[one] for one in members])
+        row = _assemble(tokens, place, taught, len(tokens), window, padding_id)
+        row["document_ids"][: len(tokens)] = place
+        rows.append(row)
+    rows = rows or [empty_row(window, padding_id)]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
 def _assemble(
     tokens: Array,
     documents: NDArray[np.int64],
