@@ -26,6 +26,7 @@ class ResumableLoader:
         sampler: which of them, in what order.
         batch_size: items of a batch, B.
         num_workers: processes that build batches; 0 builds them in this one.
+        repeats: how often each batch is handed out, one time after the other.
     """
 
     def __init__(
@@ -34,10 +35,13 @@ class ResumableLoader:
         sampler: ResumableDistributedSampler,
         batch_size: int,
         num_workers: int = 0,
+        repeats: int = 1,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.repeats = repeats
+        self._handed_out = 0  # times that the batch at the order's place was
         self._order = sampler
         self._resumed = False
         self._iterator: object | None = None
@@ -45,18 +49,23 @@ class ResumableLoader:
 
     def __len__(self) -> int:
         """Batches of a whole epoch, on each rank."""
-        return -(-len(self._order) // self.batch_size)
+        return -(-len(self._order) // self.batch_size) * self.repeats
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         order = self._order
         finished = order.consumed >= order.num_rows
-        if order.consumed and (finished or not self._resumed):
+        if (order.consumed or self._handed_out) and (finished or not self._resumed):
             order.set_epoch(order.epoch + 1)
+            self._handed_out = 0
         self._resumed = False
         if self._iterator is None:
             self._loader = self._make_loader()
         self._iterator = iterator = iter(self._loader)
         for batch in iterator:
+            while self._handed_out < self.repeats - 1:
+                self._handed_out += 1
+                yield batch
+            self._handed_out = 0
             order.advance(self.batch_size * order.world_size)
             yield batch
 
@@ -74,7 +83,8 @@ class ResumableLoader:
 
     def state_dict(self) -> dict[str, int]:
         """The place after the last batch that was handed out; the same on every rank."""
-        return self._order.state_dict()
+        state = self._order.state_dict()
+        return state | {"handed_out": self._handed_out} if self._handed_out else state
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration go on from a saved place.
@@ -83,6 +93,7 @@ class ResumableLoader:
             ValueError: the place is one of other data.
         """
         self._order.load_state_dict(state)
+        self._handed_out = state.get("handed_out", 0)
         # a checkpoint says so where the trainer ends its epochs before the data ends
         self._resumed = not state.get("ended", False)
 

@@ -66,6 +66,8 @@ class TokenDataModule(L.LightningDataModule):
         self.stage: Stage = stage
         self.window_size = window_size
         self.batch_size = batch_size
+        self.repeats = 1
+        """How often training is handed each batch; an objective says so in its `setup`."""
         self._num_workers = num_workers
         self._seed = seed
         self._train = _as_list(train)
@@ -152,7 +154,8 @@ class TokenDataModule(L.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
-        return ResumableLoader(dataset, sampler, self.batch_size, self._num_workers)
+        repeats = self.repeats if shuffle else 1
+        return ResumableLoader(dataset, sampler, self.batch_size, self._num_workers, repeats)
 
     def _dataset(self, files: Sequence[Path]) -> Dataset:
         storage = open_storage(

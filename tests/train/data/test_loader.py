@@ -18,12 +18,12 @@ from astrai_train.data.storage import Storage
 ROWS = 11
 
 
-def loader(num_workers=0, batch_size=3, rank=0, world_size=1, rows=ROWS):
+def loader(num_workers=0, batch_size=3, rank=0, world_size=1, rows=ROWS, repeats=1):
     """Rows of two equal tokens: the number of the row."""
     ids = Ragged.of([[n, n] for n in range(rows)], np.uint16)
     storage = Storage("seq", {"input_ids": ids}, [("a", rows)], np.arange(rows))
     sampler = ResumableDistributedSampler(rows, seed=3, rank=rank, world_size=world_size)
-    return ResumableLoader(SEQDataset(storage, 2, 0), sampler, batch_size, num_workers)
+    return ResumableLoader(SEQDataset(storage, 2, 0), sampler, batch_size, num_workers, repeats)
 
 
 def numbers(batch):
@@ -86,6 +86,35 @@ def test_breaking_off_begins_the_next_epoch():
     one = loader()
     next(iter(one))
     assert epochs(one, 1) == whole[1:]
+
+
+def test_each_batch_can_be_handed_out_several_times():
+    once = epochs(loader(), 2)
+    thrice = epochs(loader(repeats=3), 2)
+    assert thrice == [[batch for batch in epoch for _ in range(3)] for epoch in once]
+    assert len(loader(repeats=3)) == len(thrice[0])
+
+
+@pytest.mark.parametrize("batches", range(1, 10))
+def test_a_place_between_repetitions_is_one_to_go_on_from(batches):
+    whole = [batch for epoch in epochs(loader(rows=7, repeats=2), 3) for batch in epoch]
+    first, seen = loader(rows=7, repeats=2), []
+    while len(seen) < batches:
+        for batch in first:
+            seen.append(numbers(batch))
+            if len(seen) == batches:
+                break
+    second = loader(rows=7, repeats=2)
+    second.load_state_dict(first.state_dict())
+    while len(seen) < len(whole):
+        seen += [numbers(batch) for batch in second]
+    assert seen == whole
+
+
+def test_an_epoch_broken_off_between_repetitions_is_over():
+    broken = loader(repeats=2)
+    next(iter(broken))
+    assert [numbers(batch) for batch in broken] == epochs(loader(repeats=2), 2)[1]
 
 
 def test_making_batches_draws_nothing_from_the_global_generator():
