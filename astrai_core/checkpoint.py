@@ -2,6 +2,8 @@
 
     config.json  model.safetensors  [tokenizer.json ...]  [trainer/{state.safetensors,state.json}]
 
+One of a LoRA run is an adapter folder with the same beside: `adapter_config.json` names its base.
+
 A folder is written under a temporary name, synced and renamed, so that a folder with its final
 name is always whole; `last` is a link that moves afterwards. Nothing is pickled.
 """
@@ -15,8 +17,15 @@ import torch
 from torch import Tensor
 
 from astrai_core.atomic_folder import replace_folder
+from astrai_core.model.adapter import (
+    adapter_state,
+    is_adapter_folder,
+    read_adapter,
+    write_adapter,
+)
 from astrai_core.model.auto import AutoModel, parse_config, read_config_json, write_model
 from astrai_core.model.config import ModelConfig, read_json
+from astrai_core.model.lora import Adapter
 from astrai_core.model.transformer import Transformer
 from astrai_core.model.weights import read_tensors, write_tensors
 from astrai_core.tokenizer import AutoTokenizer
@@ -37,6 +46,8 @@ class Checkpoint:
     """Saved beside the weights, so that the folder can be served."""
     trainer_state: dict[str, object] | None = None
     """Nested dicts, lists and tuples of tensors, numbers, strings, booleans and None."""
+    adapter: Adapter | None = None
+    """What the weights are where they are LoRA's matrices alone; `config` is the base's then."""
 
     @classmethod
     def of_model(
@@ -47,10 +58,11 @@ class Checkpoint:
     ) -> "Checkpoint":
         """Collect a model's own tensors (not copied) and its configuration."""
         return cls(
-            model_state=model.state_dict(),
+            model_state=adapter_state(model) if model.adapter else model.state_dict(),
             config=model.origin or model.config.to_dict(),
             tokenizer=tokenizer,
             trainer_state=trainer_state,
+            adapter=model.adapter,
         )
 
     @property
@@ -65,7 +77,10 @@ class Checkpoint:
             OSError: the disk is full or not writable; nothing of the attempt remains.
         """
         with replace_folder(Path(folder)) as temporary:
-            write_model(temporary, self.config, self.model_state)
+            if self.adapter is not None:
+                write_adapter(temporary, self.adapter, self.model_state)
+            else:
+                write_model(temporary, self.config, self.model_state)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(temporary)
             if self.trainer_state is not None:
@@ -74,16 +89,19 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Checkpoint":
-        """Read a checkpoint or plain model folder.
+        """Read a checkpoint or plain model folder; of an adapter, without its base's weights.
 
         Raises:
             ValueError: something is missing, truncated or unknown; the message says what.
         """
         folder = Path(folder)
-        model = AutoModel.from_pretrained(folder)
+        if is_adapter_folder(folder):
+            adapter, model_state = read_adapter(folder)
+        else:
+            adapter, model_state = None, AutoModel.from_pretrained(folder).state_dict()
         trainer = folder / _TRAINER
         return cls(
-            model_state=model.state_dict(),
+            model_state=model_state,
             config=read_config_json(folder),
             tokenizer=(
                 AutoTokenizer.from_pretrained(folder)
@@ -91,6 +109,7 @@ class Checkpoint:
                 else None
             ),
             trainer_state=load_state(trainer) if trainer.is_dir() else None,
+            adapter=adapter,
         )
 
 

@@ -10,6 +10,13 @@ from torch import Tensor
 
 from astrai_core.atomic_folder import replace_folder
 from astrai_core.interop import huggingface
+from astrai_core.model.adapter import (
+    adapter_state,
+    attach_adapter,
+    base_of,
+    is_adapter_folder,
+    write_adapter,
+)
 from astrai_core.model.config import MODEL_TYPE, ModelConfig, read_json
 from astrai_core.model.transformer import Transformer
 from astrai_core.model.weights import (
@@ -40,13 +47,19 @@ class AutoModel:
 
         Args:
             folder: holds `config.json` and safetensors; a folder of ours or of a known Hugging Face
-                family, which then stays of its family when it is saved.
+                family, which then stays of its family when it is saved. Or a LoRA adapter, whose
+                base is loaded too; the model has adapted layers then, which `merge_lora` merges.
             dtype: type of the weights; None keeps the folder's.
 
         Raises:
             ValueError: a file or tensor is missing, truncated or unknown; the message says which.
         """
         folder = Path(folder)
+        if is_adapter_folder(folder):
+            base = base_of(folder)
+            model = AutoModel.from_pretrained(base, dtype)
+            attach_adapter(model, folder, base)
+            return model
         origin = read_config_json(folder)
         config, is_ours = parse_config(origin, folder)
         with torch.device("meta"):
@@ -64,19 +77,27 @@ class AutoModel:
 
     @staticmethod
     def save_pretrained(model: Transformer, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`, at once or not at all."""
+        """Write `config.json` and `model.safetensors`, at once or not at all.
+
+        Of a model with adapters, these alone are written, as an adapter folder.
+        """
         with replace_folder(Path(folder)) as temporary:
+            if model.adapter is not None:
+                write_adapter(temporary, model.adapter, adapter_state(model))
+                return
             write_model(temporary, model.origin or model.config.to_dict(), model.state_dict())
 
 
 def read_config_json(folder: Path) -> dict[str, object]:
-    """Read a model folder's `config.json`.
+    """Read a model folder's `config.json`; that of an adapter is its base's.
 
     Raises:
         ValueError: the folder or the file does not exist; the message says what to pass instead.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; pass a model folder on this disk")
+    if is_adapter_folder(folder):
+        folder = base_of(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: it is not a model folder")
     return read_json(folder / "config.json")

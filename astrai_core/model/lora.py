@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,17 @@ class LoRAConfig:
     def scale(self) -> float:
         """What B A is multiplied by."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What a model's adapters are, and what they were trained on."""
+
+    config: LoRAConfig
+    base: Path | None
+    """The base's folder, where it is known."""
+    base_digest: str | None
+    """SHA-256 over the base's weight files, where it is known."""
 
 
 class LoRALinear(nn.Module):
@@ -133,7 +145,7 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> None:
     """
     if lora_layers(model):
         raise ValueError("the model has adapters already; merge them before adding others")
-    layers = {name: layer for name, layer in model.named_modules() if _is_linear(layer)}
+    layers = linear_layers(model)
     chosen = _choose(layers, config)
     model.requires_grad_(False)
     for name in chosen:
@@ -143,12 +155,23 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> None:
 def merge_lora(model: nn.Module) -> None:
     """Add every adapter to the weight beside it, in place; the model is a plain one again.
 
+    Nothing happens to a model without adapters.
+
     Raises:
         TypeError: a base is quantised.
     """
-    for name, layer in lora_layers(model).items():
+    layers = lora_layers(model)
+    for name, layer in layers.items():
         _replace(model, name, layer.merged())
-    model.requires_grad_(True)
+    if layers:
+        model.requires_grad_(True)
+        # a Transformer's, which stands above this file
+        model.adapter = None  # pyright: ignore[reportArgumentType]
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a model that can be adapted, by name."""
+    return {name: layer for name, layer in model.named_modules() if _is_linear(layer)}
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:

@@ -13,6 +13,7 @@ from astrai_core.model.attention_context import AttentionContext, PackedAttentio
 from astrai_core.model.config import ModelConfig
 from astrai_core.model.feed_forward import MLP
 from astrai_core.model.layers import INIT_STD, Embedding, Linear, RMSNorm
+from astrai_core.model.lora import Adapter
 from astrai_core.model.moe import DeepSeekMoE, Routing
 from astrai_core.model.rotary import RotaryEmbedding
 
@@ -51,10 +52,14 @@ class Transformer(nn.Module):
     origin: dict[str, object] | None
     """`config.json` of the foreign folder it was loaded from, so that it is saved as one again."""
 
+    adapter: Adapter | None
+    """What its LoRA layers are, if it has any: it is saved as an adapter of its base then."""
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.origin = None
+        self.adapter = None
         self.embed_tokens = Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(DecoderBlock(config, n) for n in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)

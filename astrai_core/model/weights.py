@@ -60,15 +60,17 @@ def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         raise ValueError(f"{file} is truncated or not a safetensors file ({error})") from error
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write one safetensors file.
+def write_tensors(
+    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write one safetensors file, with texts to remember in its header.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     packed = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     try:
-        save_file(packed, file, metadata={"format": "pt"})
+        save_file(packed, file, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:
         raise OSError(f"cannot write {file}: {error}") from error
 
