@@ -73,6 +73,10 @@ class DPODataset(NumberedDataset):
             reference=None if self.reference is None else self.reference[pair],
         )
 
+    def place(self, number: int) -> str:
+        """Where a pair came from: file and line."""
+        return self.storage.place(2 * int(self.pairs[number]))
+
     def collate(self, items: list[PairItem | None]) -> dict[str, Tensor]:
         """Pack the sides of some pairs into rows; None is left out."""
         pairs = [item for item in items if item is not None]

@@ -92,6 +92,10 @@ class GRPODataset(NumberedDataset):
             columns=json.loads(self.storage.columns["columns"][first].tobytes()),
         )
 
+    def place(self, number: int) -> str:
+        """Where a prompt came from: file and line."""
+        return self.storage.place(int(self._bounds[self.prompts[number]]))
+
     def collate(self, items: list[PromptItem | None]) -> dict[str, Any]:
         """The batch of some prompts; None is left out."""
         prompts = [item for item in items if item is not None]

@@ -8,6 +8,7 @@ What a reader would get wrong: the tokenizer and the template are known by the h
 content. A folder may move; a changed merge or template makes the file useless and is refused.
 """
 
+import hashlib
 import json
 import os
 import zlib
@@ -106,6 +107,8 @@ class Storage:
         self.columns = dict(columns)
         self.sources = list(sources)
         self.lines = lines
+        self.files: list[Path] = []
+        """The files that were opened."""
 
     @classmethod
     def of_records(
@@ -163,6 +166,17 @@ class Storage:
         if self.stage == "grpo":
             return np.flatnonzero(self.columns["columns"].lengths)
         return np.arange(0, len(self), 2 if self.stage == "dpo" else 1)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest of all samples, whatever files they are in."""
+        digest = hashlib.sha256()
+        for name, column in sorted(self.columns.items()):
+            digest.update(name.encode())
+            digest.update(column.offsets.data)
+            for segment in column.segments:
+                digest.update(np.ascontiguousarray(segment).data)
+        return digest.hexdigest()
 
     @property
     def content(self) -> str:
@@ -281,7 +295,9 @@ def open_storage(
         if not len(part):
             raise ValueError(f"{file} holds no sample")
         parts.append(part)
-    return Storage.join(parts)
+    storage = Storage.join(parts)
+    storage.files = files
+    return storage
 
 
 def write_h5(path: Path, header: Header, storage: Storage, inputs: str = "") -> None:
