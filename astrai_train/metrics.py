@@ -1,10 +1,41 @@
-"""What validation reports, summed over all tokens of all ranks before anything is divided."""
+"""What is reported: sums over all tokens of all ranks, before anything is divided."""
 
 import math
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+
+class Sums:
+    """Totals and their counts, by name.
+
+    Args:
+        values: what `state` returned.
+    """
+
+    def __init__(self, values: dict[str, Tensor] | None = None) -> None:
+        self.values = dict(values or {})
+        """The total and the count of each name, (2,) float64, where they were computed."""
+
+    def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
+        """Add to a total and to its count, without waiting for a device."""
+        total = torch.as_tensor(total, dtype=torch.float64).detach()
+        count = torch.as_tensor(count, dtype=torch.float64).to(total.device)
+        self._add(name, torch.stack([total, count]))
+
+    def merge(self, others: "Sums") -> None:
+        """Add all of another's totals and counts."""
+        for name, pair in others.values.items():
+            self._add(name, pair)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what another one goes on from."""
+        return dict(self.values)
+
+    def _add(self, name: str, pair: Tensor) -> None:
+        before = self.values.get(name)
+        self.values[name] = pair if before is None else before.to(pair.device) + pair
 
 
 class TokenLikelihood(Metric):

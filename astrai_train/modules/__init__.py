@@ -1,7 +1,9 @@
 """Objectives, as LightningModules."""
 
 from astrai_train.modules.base import LMModule
+from astrai_train.modules.grpo import GRPOModule
 from astrai_train.modules.seq import SEQModule
 from astrai_train.modules.sft import SFTModule
+from astrai_train.modules.tokens import TokenModule
 
-__all__ = ["LMModule", "SEQModule", "SFTModule"]
+__all__ = ["GRPOModule", "LMModule", "SEQModule", "SFTModule", "TokenModule"]

@@ -1,14 +1,7 @@
 """Pre-training."""
 
-from torch import Tensor
-
-from astrai_train.losses import cross_entropy
-from astrai_train.modules.base import Batch, LMModule
+from astrai_train.modules.tokens import TokenModule
 
 
-class SEQModule(LMModule):
-    """Learns the next token of running text."""
-
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the summed negative log-likelihood of all labels and their number."""
-        return cross_entropy(self.hidden_states(batch), self.model.output_weight, batch["labels"])
+class SEQModule(TokenModule):
+    """Learns the next token of running text: every token is a label."""
