@@ -7,6 +7,7 @@ from pathlib import Path
 
 _PIECE = 1 << 20
 """Bytes read at a time."""
+_LONGEST_NUMBER = 64
 _SPACE = " \t\n\r"
 
 
@@ -20,7 +21,10 @@ def json_items(path: Path) -> Iterator[tuple[object, int]]:
     with path.open("rb") as file:
         text = _Text(path, file.read, codecs.getincrementaldecoder("utf-8-sig")())
         if text.next_character() != "[":
-            raise ValueError(f"{path} must hold a list of records: [{{...}}, ...]")
+            raise ValueError(
+                f"{path} must hold a list of records: [{{...}}, ...]; "
+                "a file with one record a line is named .jsonl"
+            )
         text.skip(1)
         if text.next_character() == "]":
             text.skip(1)
@@ -84,6 +88,9 @@ class _Text:
                     ) from None
                 piece *= 2
                 continue
+            is_number = isinstance(value, int | float)
+            if is_number and len(self._text) - end < _LONGEST_NUMBER and self._more(piece):
+                continue  # cut off within its digits it is a number too
             size = len(self._text[self._at : end].encode())
             self._at = end
             return value, size

@@ -15,7 +15,7 @@ class Source(Protocol[Row]):
         """How many there are."""
         ...
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int, /) -> Row:
         """The row of a number."""
         ...
 
@@ -45,12 +45,7 @@ class Mixture(Generic[Row]):
                 raise ValueError(f"weights must be above 0, not {weight}")
         self.sources = list(sources)
         per_weight = max(len(source) / w for source, w in zip(sources, weights, strict=True))
-        self.counts = [
-            max(len(source), round(per_weight * w))
-            if len(source) / w == per_weight
-            else max(1, round(per_weight * w))
-            for source, w in zip(sources, weights, strict=True)
-        ]
+        self.counts = [max(1, round(per_weight * weight)) for weight in weights]
         """Rows of each source in an epoch."""
         self._starts = np.cumsum([0, *self.counts])
 

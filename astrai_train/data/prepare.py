@@ -2,7 +2,10 @@
 
 The records are cut into parts, always in the same places; each part becomes a small H5 file of its
 own beside the result. A part that is there is not done again. The parts belong to a digest of the
-inputs and the tokenizer: when one of these changes, everything is done anew.
+inputs, the tokenizer and the options: when one of these changes, everything is done anew.
+
+What is left out, as a duplicate or because it cannot be used, is written beside the result with its
+file and line: `OUT.left_out.jsonl`.
 """
 
 import contextlib
@@ -12,14 +15,17 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -30,8 +36,9 @@ from rich.progress import (
 )
 
 from astrai_core.tokenizer import AutoTokenizer
+from astrai_train.data.duplicates import Duplicates, Seen, Signature, digest, signature, text_of
 from astrai_train.data.record import Record, Stage
-from astrai_train.data.records import find_files, read_records
+from astrai_train.data.records import LeftOut, Unusable, find_files, read_records
 from astrai_train.data.storage import FORMAT_VERSION, H5Storage, Header, Storage, write_h5
 from astrai_train.data.tokenizing import Answers
 
@@ -46,6 +53,7 @@ class _Job:
     header: Header
     tokenizer: Path
     digest: str
+    unusable: Unusable
 
 
 def prepare(
@@ -55,6 +63,8 @@ def prepare(
     stage: Stage,
     tokenizer: Path,
     answers: Answers = "all",
+    duplicates: Duplicates = "keep",
+    unusable: Unusable = "refuse",
     workers: int = 0,
     show_progress: bool = False,
 ) -> bool:
@@ -66,6 +76,8 @@ def prepare(
         stage: what to keep of a record.
         tokenizer: folder of the tokenizer.
         answers: which answers of conversations are taught.
+        duplicates: whether records that repeat an earlier one, exactly or nearly, are left out.
+        unusable: whether a record that cannot be used is refused or left out.
         workers: processes; 0 takes one for each core.
         show_progress: draw a bar where standard error is a terminal.
 
@@ -81,28 +93,59 @@ def prepare(
     if not files:
         raise ValueError("no input was given")
     header = Header.of(stage, AutoTokenizer.from_pretrained(tokenizer), answers)
-    job = _Job(header=header, tokenizer=tokenizer, digest=_digest(files, header))
+    job = _Job(
+        header=header,
+        tokenizer=tokenizer,
+        digest=_digest(files, header, duplicates, unusable),
+        unusable=unusable,
+    )
     if _is_current(out, job.digest):
         return False
     folder = out.with_name(f".{out.name}.parts-{job.digest[:16]}")
     for stale in set(out.parent.glob(f".{out.name}.parts-*")) - {folder}:
         shutil.rmtree(stale)
     folder.mkdir(parents=True, exist_ok=True)
+    passes = 1 if duplicates == "keep" else 2
+    total = passes * sum(file.stat().st_size for file in files)
     try:
-        with _bar(sum(file.stat().st_size for file in files), out.name, show_progress) as bar:
-            count = _make_parts(files, folder, job, workers or os.cpu_count() or 1, bar)
+        with (
+            _bar(total, out.name, show_progress) as bar,
+            _pool(job, workers or os.cpu_count() or 1) as pool,
+        ):
+            new = _find_new(files, folder, duplicates, unusable, pool, bar)
+            left_out = _make_parts(files, folder, job, new, pool, bar)
     finally:
         if not any(folder.iterdir()):
             folder.rmdir()
-    parts = [H5Storage(_part_path(folder, number)) for number in range(count)]
+    _write_left_out(left_out_file(out), left_out)
+    parts = [H5Storage(part) for part in sorted(folder.glob("*.h5"))]
+    if not parts:
+        raise ValueError(f"all {len(left_out)} records were left out; see {left_out_file(out)}")
     write_h5(out, header, Storage.join(parts), job.digest)
     shutil.rmtree(folder)
     return True
 
 
-def _digest(files: Sequence[Path], header: Header) -> str:
+def left_out_file(out: Path) -> Path:
+    """Where `prepare` writes which records it left out; there is none where it left none out."""
+    return out.with_name(f"{out.name}.left_out.jsonl")
+
+
+def _write_left_out(file: Path, left_out: Sequence[LeftOut]) -> None:
+    if not left_out:
+        file.unlink(missing_ok=True)
+        return
+    lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in left_out]
+    temporary = file.with_name(f".{file.name}")
+    temporary.write_text("".join(lines), encoding="utf-8")
+    temporary.replace(file)
+
+
+def _digest(
+    files: Sequence[Path], header: Header, duplicates: Duplicates, unusable: Unusable
+) -> str:
     stats = [(str(file.resolve()), file.stat()) for file in files]
-    content = [FORMAT_VERSION, _PART_RECORDS, _PART_BYTES, *astuple(header)]
+    content = [FORMAT_VERSION, _PART_RECORDS, _PART_BYTES, *astuple(header), duplicates, unusable]
     content += [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -119,47 +162,90 @@ class _Bar(Protocol):
     def __call__(self, size: int) -> None: ...
 
 
-def _make_parts(files: Sequence[Path], folder: Path, job: _Job, workers: int, bar: _Bar) -> int:
-    """Make the parts that are not there and return how many there are."""
-    missing = _missing_parts(files, folder, job.digest, bar)
-    count = 0
-    if workers == 1:
-        tokenizer = AutoTokenizer.from_pretrained(job.tokenizer)
-        for count, records in missing:
-            if records:
-                bar(_make_part(_part_path(folder, count - 1), records, job, tokenizer))
-        return count
-    with _pool(job, workers) as pool:
-        running: set[Future[int]] = set()
-        for count, records in missing:
-            if records:
-                path = _part_path(folder, count - 1)
-                running.add(pool.submit(_make_part_in_worker, path, records))
-            if len(running) > 2 * workers:
-                running = _collect(running, bar, FIRST_COMPLETED)
-        while running:
-            running = _collect(running, bar, FIRST_COMPLETED)
-    return count
+def _find_new(
+    files: Sequence[Path],
+    folder: Path,
+    duplicates: Duplicates,
+    unusable: Unusable,
+    pool: "_Pool",
+    bar: _Bar,
+) -> NDArray[np.bool_] | None:
+    """Tell for each record, in order, whether it repeats no earlier one; None asks for none."""
+    if duplicates == "keep":
+        return None
+    file = folder / "new.npy"
+    if file.is_file():
+        bar(sum(one.stat().st_size for one in files))
+        return np.load(file, allow_pickle=False)
+    seen, new = Seen(duplicates), list[bool]()
+    skipped: list[LeftOut] | None = [] if unusable == "skip" else None
+    texts = (
+        ([text_of(record.content) for record in part], sum(record.size for record in part))
+        for part in _parts(files, skipped)
+    )
+    for marks, size in pool.in_order(_marks, ((text, duplicates, size) for text, size in texts)):
+        new += [seen.add(*mark) for mark in marks]
+        bar(size)
+    temporary = folder / ".new.npy"
+    np.save(temporary, np.array(new))
+    temporary.replace(file)
+    return np.array(new)
 
 
-def _missing_parts(
-    files: Sequence[Path], folder: Path, digest: str, bar: _Bar
-) -> Iterator[tuple[int, list[Record]]]:
-    """Number the parts from 1; one that is there comes without records."""
-    for number, records in enumerate(_parts(files), 1):
-        if _is_current(_part_path(folder, number - 1), digest):
-            bar(sum(record.size for record in records))
-            yield number, []
-        else:
-            yield number, records
+def _marks(
+    texts: Sequence[str], duplicates: Duplicates, size: int
+) -> tuple[list[tuple[bytes, Signature | None]], int]:
+    near = duplicates == "near"
+    return [(digest(text), signature(text) if near else None) for text in texts], size
 
 
-def _parts(files: Sequence[Path]) -> Iterator[list[Record]]:
+def _make_parts(
+    files: Sequence[Path],
+    folder: Path,
+    job: _Job,
+    new: NDArray[np.bool_] | None,
+    pool: "_Pool",
+    bar: _Bar,
+) -> list[LeftOut]:
+    """Make the parts that are not there and return what was left out."""
+    left_out: list[LeftOut] = []
+
+    def missing() -> Iterator[tuple[Path, list[Record]]]:
+        first = 0
+        unreadable = left_out if job.unusable == "skip" else None
+        for number, part in enumerate(_parts(files, unreadable), 1):
+            records = part
+            if new is not None:
+                marked = list(zip(part, new[first : first + len(part)].tolist(), strict=True))
+                records = [record for record, is_new in marked if is_new]
+                left_out.extend(
+                    LeftOut(place=record.place, reason="repeats an earlier record")
+                    for record, is_new in marked
+                    if not is_new
+                )
+            first += len(part)
+            path = _part_path(folder, number)
+            bar(sum(record.size for record in part) - sum(record.size for record in records))
+            if not records:
+                continue
+            if _is_current(path, job.digest):
+                left_out.extend(_read_left_out(path))
+                bar(sum(record.size for record in records))
+            else:
+                yield path, records
+
+    for path, size in pool.in_order(_make_part_in_worker, missing()):
+        left_out += _read_left_out(path)
+        bar(size)
+    return left_out
+
+
+def _parts(files: Sequence[Path], unusable: list[LeftOut] | None) -> Iterator[list[Record]]:
     part: list[Record] = []
     size = 0
     for file in files:
         record = None
-        for record in read_records(file):
+        for record in read_records(file, unusable):
             part.append(record)
             size += record.size
             if len(part) >= _PART_RECORDS or size >= _PART_BYTES:
@@ -178,46 +264,101 @@ def _part_path(folder: Path, number: int) -> Path:
 def _make_part(path: Path, records: list[Record], job: _Job, tokenizer: AutoTokenizer) -> int:
     """Write one part and return how many bytes of input it holds."""
     header = job.header
-    storage = Storage.of_records(records, header.stage, tokenizer, header.answers)
+    left_out: list[LeftOut] = []
+    try:
+        storage = Storage.of_records(records, header.stage, tokenizer, header.answers)
+    except ValueError:
+        if job.unusable == "refuse":
+            raise
+        usable = [one for one in records if _is_usable(one, header, tokenizer, left_out)]
+        path.with_suffix(".json").write_text(json.dumps([asdict(one) for one in left_out]))
+        if not usable:
+            return sum(record.size for record in records)
+        storage = Storage.of_records(usable, header.stage, tokenizer, header.answers)
     write_h5(path, header, storage, job.digest)
     return sum(record.size for record in records)
 
 
+def _is_usable(
+    record: Record, header: Header, tokenizer: AutoTokenizer, left_out: list[LeftOut]
+) -> bool:
+    try:
+        Storage.of_records([record], header.stage, tokenizer, header.answers)
+    except ValueError as error:
+        reason = str(error).removeprefix(record.place).lstrip(": ")
+        left_out.append(LeftOut(place=record.place, reason=reason))
+        return False
+    return True
+
+
+def _read_left_out(part: Path) -> list[LeftOut]:
+    file = part.with_suffix(".json")
+    return [LeftOut(**one) for one in json.loads(file.read_text())] if file.is_file() else []
+
+
 _worker: tuple[_Job, AutoTokenizer]
-"""Set once in each worker process: loading a tokenizer takes longer than a small part."""
+"""Set once in each process that works: loading a tokenizer takes longer than a small part."""
 
 
 def _start_worker(job: _Job) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the threads
     _worker = (job, AutoTokenizer.from_pretrained(job.tokenizer))
 
 
-def _make_part_in_worker(path: Path, records: list[Record]) -> int:
+def _start_process(job: _Job) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the threads
+    _start_worker(job)
+
+
+def _make_part_in_worker(path: Path, records: list[Record]) -> tuple[Path, int]:
     job, tokenizer = _worker
-    return _make_part(path, records, job, tokenizer)
+    return path, _make_part(path, records, job, tokenizer)
+
+
+Result = TypeVar("Result")
+
+
+class _Pool:
+    """Processes, or this one alone."""
+
+    def __init__(self, executor: ProcessPoolExecutor | None, workers: int) -> None:
+        self._executor = executor
+        self._most = 2 * workers  # so much is read ahead, and not the whole input
+
+    def in_order(
+        self, work: Callable[..., Result], each: Iterable[tuple[Any, ...]]
+    ) -> Iterator[Result]:
+        """Call a function with each of the arguments; results come in their order."""
+        if self._executor is None:
+            for arguments in each:
+                yield work(*arguments)
+            return
+        running: deque[Future[Result]] = deque()
+        for arguments in each:
+            running.append(self._executor.submit(work, *arguments))
+            if len(running) > self._most:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
 
 
 @contextlib.contextmanager
-def _pool(job: _Job, workers: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(job: _Job, workers: int) -> Iterator[_Pool]:
+    if workers == 1:
+        _start_worker(job)
+        yield _Pool(None, 1)
+        return
     # not forked: the threads of the tokenizer library do not survive that
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (job,))
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), _start_process, (job,))
     try:
-        yield pool
+        yield _Pool(executor, workers)
     except BrokenProcessPool:
         raise ValueError(
             "a worker process was ended, perhaps for want of memory; try --workers 1"
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _collect(running: set[Future[int]], bar: _Bar, when: str) -> set[Future[int]]:
-    done, running = wait(running, return_when=when)
-    for future in done:
-        bar(future.result())
-    return running
+        executor.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -206,8 +206,8 @@ class Record:
 
 
 def place_word(file: Path) -> str:
-    """What the number of a record counts: lines, or the items of a JSON array."""
-    return "item" if file.suffix.lower() == ".json" else "line"
+    """What the number of a record counts: lines, items of a JSON array, or rows."""
+    return {".json": "item", ".parquet": "row"}.get(file.suffix.lower(), "line")
 
 
 def _num_shared(one: Messages, other: Messages) -> int:

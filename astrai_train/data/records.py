@@ -1,10 +1,17 @@
 """Files into records, one after the other."""
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from astrai_train.data.json_array import json_items
+from astrai_train.data.parquet import parquet_rows
 from astrai_train.data.record import Record, Stage, place_word
+
+_log = logging.getLogger(__name__)
 
 DOCUMENT_END = "<|endoftext|>"
 """A line of a text file that holds only this ends a document and begins the next."""
@@ -12,7 +19,22 @@ DOCUMENT_END = "<|endoftext|>"
 _JSON_LINES = (".jsonl", ".ndjson")
 _TEXT = (".txt", ".text", ".md")
 _PREPARED = (".h5", ".hdf5")
-SUFFIXES = (*_JSON_LINES, ".json", *_TEXT)
+SUFFIXES = (*_JSON_LINES, ".json", ".parquet", *_TEXT)
+_LONGEST_DOCUMENT = 1 << 20
+"""Bytes of a text file's document; a longer one is cut, so that it need not be held whole."""
+
+
+Unusable = Literal["refuse", "skip"]
+"""What happens to a record that cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A record that is not used."""
+
+    place: str
+    """Its file and line."""
+    reason: str
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:
@@ -43,73 +65,73 @@ def check_readable(path: Path) -> None:
     suffix = path.suffix.lower()
     if not path.exists():
         raise ValueError(f"{path} does not exist")
-    if suffix == ".parquet":
-        raise ValueError(
-            f"{path} is Parquet, which needs a library this project does without; convert it: "
-            "python -c \"import pandas; pandas.read_parquet('in.parquet')"
-            ".to_json('out.jsonl', orient='records', lines=True, force_ascii=False)\""
-        )
     if suffix in _PREPARED:
         raise ValueError(f"{path} is already prepared; give the records it was made from")
     if suffix not in SUFFIXES:
         raise ValueError(f"{path}: cannot tell what it is; name it one of {', '.join(SUFFIXES)}")
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """Read one file, JSON lines and text without holding all of it.
+def read_records(path: Path, unusable: list[LeftOut] | None = None) -> Iterator[Record]:
+    """Read one file without holding all of it.
+
+    Args:
+        path: the file.
+        unusable: takes the lines that are no record, which are skipped then; None refuses them.
 
     Raises:
-        ValueError: a line is not JSON, not an object or not UTF-8.
+        ValueError: the file cannot be read, or a line is not JSON, not an object or not UTF-8.
     """
     check_readable(path)
     suffix = path.suffix.lower()
     if suffix in _JSON_LINES:
-        yield from _json_lines(path)
+        yield from _json_lines(path, unusable)
     elif suffix == ".json":
-        yield from _json_array(path)
+        for number, (content, size) in enumerate(json_items(path), 1):
+            yield from _record(path, number, content, size, unusable)
+    elif suffix == ".parquet":
+        for number, (content, size) in enumerate(parquet_rows(path), 1):
+            yield from _record(path, number, content, size, unusable)
     else:
-        yield from _documents(path)
+        yield from _documents(path, unusable)
 
 
-def _json_lines(path: Path) -> Iterator[Record]:
-    for number, line, size in _lines(path):
+def _json_lines(path: Path, unusable: list[LeftOut] | None) -> Iterator[Record]:
+    for number, line, size in _lines(path, unusable):
         if line.strip():
             try:
                 content = json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
-                where = f"{path} line {number}"
-                raise ValueError(f"{where} is not JSON: {_reason(error)}") from None
-            yield _record(path, number, content, size)
+                _refuse(f"{path} line {number}", f"is not JSON: {_reason(error)}", unusable)
+            else:
+                yield from _record(path, number, content, size, unusable)
 
 
-def _json_array(path: Path) -> Iterator[Record]:
-    text = "".join(line for _, line, _ in _lines(path))
-    try:
-        items = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not JSON: {_reason(error)}; a file with one record a line is named .jsonl"
-        ) from None
-    if not isinstance(items, list):
-        raise ValueError(f"{path} must hold a list of records: [{{...}}, ...]")
-    for number, content in enumerate(items, 1):
-        yield _record(path, number, content, path.stat().st_size // len(items))
-
-
-def _documents(path: Path) -> Iterator[Record]:
+def _documents(path: Path, unusable: list[LeftOut] | None) -> Iterator[Record]:
     document = _Document(path, 1)
-    found = False
-    for number, line, size in _lines(path):
-        if line.strip() == DOCUMENT_END:
+    found, num_cuts = False, 0
+    for number, line, size in _lines(path, unusable):
+        is_end = line.strip() == DOCUMENT_END
+        is_cut = not is_end and document.size + size > _LONGEST_DOCUMENT
+        if is_end or is_cut:
             if not document.is_blank:
                 found = True
                 yield document.record()
-            document = _Document(path, number + 1)
-        else:
+                num_cuts += is_cut
+            document = _Document(path, number + is_end)
+        if not is_end:
             document.lines.append(line)
             document.size += size
     if not document.is_blank or not found:
         yield document.record()
+    if num_cuts:
+        _log.warning(
+            "%s has documents longer than %d bytes, which were cut at %d line ends; a line that "
+            "holds only %s marks the end of a document",
+            path,
+            _LONGEST_DOCUMENT,
+            num_cuts,
+            DOCUMENT_END,
+        )
 
 
 class _Document:
@@ -130,18 +152,27 @@ class _Document:
         return Record(file=self.file, line=self.first_line, content={"text": text}, size=self.size)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str, int]]:
+def _lines(path: Path, unusable: list[LeftOut] | None) -> Iterator[tuple[int, str, int]]:
     """Number, text and bytes of each line."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path} line {number} is not UTF-8: byte {error.start + 1} is "
-                    f"{line[error.start]:#04x}; convert it, say: iconv -f gb18030 -t utf-8"
-                ) from None
-            yield number, text, len(line)
+                _refuse(
+                    f"{path} line {number}",
+                    f"is not UTF-8: byte {error.start + 1} is {line[error.start]:#04x}; convert "
+                    "it, say: iconv -f gb18030 -t utf-8",
+                    unusable,
+                )
+            else:
+                yield number, text, len(line)
+
+
+def _refuse(place: str, reason: str, unusable: list[LeftOut] | None) -> None:
+    if unusable is None:
+        raise ValueError(f"{place} {reason}") from None
+    unusable.append(LeftOut(place=place, reason=reason))
 
 
 def _reason(error: json.JSONDecodeError | RecursionError) -> str:
@@ -151,12 +182,14 @@ def _reason(error: json.JSONDecodeError | RecursionError) -> str:
     return f"{error.msg} at {line}column {error.colno}"
 
 
-def _record(path: Path, number: int, content: object, size: int) -> Record:
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path} {place_word(path)} {number} must be an object {{...}}, not {content!r:.40}"
-        )
-    return Record(file=path, line=number, content=content, size=size)
+def _record(
+    path: Path, number: int, content: object, size: int, unusable: list[LeftOut] | None
+) -> Iterator[Record]:
+    if isinstance(content, dict):
+        yield Record(file=path, line=number, content=content, size=size)
+    else:
+        place = f"{path} {place_word(path)} {number}"
+        _refuse(place, f"must be an object {{...}}, not {content!r:.40}", unusable)
 
 
 def guess_stage(path: Path) -> Stage:

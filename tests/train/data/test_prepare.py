@@ -1,7 +1,10 @@
+import json
+from functools import partial
+
 import pytest
 
 from astrai_train.data import prepare as preparing
-from astrai_train.data.prepare import prepare
+from astrai_train.data.prepare import left_out_file, prepare
 from astrai_train.data.record import Stage
 from astrai_train.data.storage import H5Storage, open_storage
 
@@ -91,3 +94,75 @@ def test_inputs_without_records_and_odd_names_are_refused(folder):
         run(folder, inputs=["empty.jsonl"])
     with pytest.raises(ValueError, match=r"out\.txt must end in \.h5"):
         run(folder, "out.txt")
+
+
+def left_out(folder):
+    file = left_out_file(folder / "out.h5")
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.fixture
+def messy(folder):
+    """Seven lines: two good chats, the first one again, and four that cannot be used."""
+    good = ['{"prompt": "a", "completion": "b"}', '{"prompt": "你", "completion": "好"}']
+    bad = ["oops", "[1]", '{"prompt": "a"}', '{"messages": []}']
+    (folder / "chats.jsonl").write_text("\n".join([good[0], *bad[:2], good[0], *bad[2:], good[1]]))
+    return folder
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("records", [1, 2, 8192])
+def test_what_cannot_be_used_can_be_left_out_and_is_told(messy, monkeypatch, workers, records):
+    monkeypatch.setattr(preparing, "_PART_RECORDS", records)
+    paths = [messy / "chats.jsonl"]
+    make = partial(prepare, paths, messy / "out.h5", stage="sft", tokenizer=messy / "tok")
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
+        make(workers=workers)
+    assert make(unusable="skip", workers=workers)
+    assert H5Storage(messy / "out.h5").lines.tolist() == [1, 4, 7]
+    told = {one["place"].rpartition(" ")[2]: one["reason"] for one in left_out(messy)}
+    assert sorted(told) == ["2", "3", "5", "6"]
+    assert "is not JSON" in told["2"]
+    assert "completion" in told["5"]
+    assert not make(unusable="skip", workers=workers)
+    assert make(unusable="skip", duplicates="exact", workers=workers)
+    assert H5Storage(messy / "out.h5").lines.tolist() == [1, 7]
+    assert {"place": f"{paths[0]} line 4", "reason": "repeats an earlier record"} in left_out(messy)
+    assert not list(messy.glob(".out*"))
+
+
+def test_near_duplicates_are_left_out_over_files_and_parts(folder, monkeypatch):
+    monkeypatch.setattr(preparing, "_PART_RECORDS", 1)
+    text = " ".join(f"word{number}" for number in range(200))
+    texts = [text, text.replace("word100", "other"), text[::-1]]
+    for name, some in (("a", texts[:1]), ("b", texts[1:])):
+        lines = [json.dumps({"text": one}) for one in some]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    paths = [folder / "a.jsonl", folder / "b.jsonl"]
+    kept = {}
+    for duplicates in ("keep", "exact", "near"):
+        prepare(
+            paths,
+            folder / "out.h5",
+            stage="seq",
+            tokenizer=folder / "tok",
+            duplicates=duplicates,
+            workers=1,
+        )
+        kept[duplicates] = len(H5Storage(folder / "out.h5"))
+    assert kept == {"keep": 3, "exact": 3, "near": 2}
+    assert [one["place"] for one in left_out(folder)] == [f"{paths[1]} line 1"]
+
+
+def test_nothing_left_is_an_error(folder):
+    (folder / "chats.jsonl").write_text("oops\n{}\n")
+    with pytest.raises(ValueError, match=r"all 2 records were left out; see .*left_out.jsonl"):
+        prepare(
+            [folder / "chats.jsonl"],
+            folder / "out.h5",
+            stage="sft",
+            tokenizer=folder / "tok",
+            unusable="skip",
+            workers=1,
+        )
+    assert len(left_out(folder)) == 2

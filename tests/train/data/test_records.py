@@ -1,6 +1,9 @@
+import pyarrow
 import pytest
+from pyarrow import parquet
 
-from astrai_train.data.records import find_files, guess_stage, read_records
+from astrai_train.data import records as records_file
+from astrai_train.data.records import LeftOut, find_files, guess_stage, read_records
 
 
 def write(path, content):
@@ -47,8 +50,8 @@ def test_prompt_and_completion_are_a_chat(tmp_path):
         ("a.jsonl", b'{"text": "a"}\n\xc4\xe3\n', "line 2 is not UTF-8: byte 1 is 0xc4; .*iconv"),
         ("a.jsonl", "[" * 100_000, "line 1 is not JSON: it is nested too deeply"),
         ("a.json", '{"text": "a"}', "must hold a list"),
-        ("a.json", '{"text": "a"}\n{"text": "b"}', "not JSON: .*line 2.*named .jsonl"),
-        ("a.parquet", "PAR1", "Parquet.*convert it"),
+        ("a.json", '{"text": "a"}\n{"text": "b"}', "must hold a list.*named .jsonl"),
+        ("a.parquet", "PAR1", "a.parquet is damaged or no Parquet"),
         ("a.h5", "", "already prepared"),
         ("a.csv", "", "cannot tell what it is"),
     ],
@@ -98,3 +101,35 @@ def test_folders_give_their_files_by_name(tmp_path):
     assert find_files([b, tmp_path / "in"]) == [b, a, b]
     with pytest.raises(ValueError, match="does not exist"):
         find_files([tmp_path / "nope.txt"])
+
+
+def test_parquet_rows_are_records(tmp_path):
+    rows = [{"text": "你好"}, {"text": "b"}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    records = list(read_records(tmp_path / "a.parquet"))
+    assert [record.content for record in records] == rows
+    assert records[1].place == f"{tmp_path / 'a.parquet'} row 2"
+
+
+def test_a_long_document_is_cut_at_line_ends_and_that_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(records_file, "_LONGEST_DOCUMENT", 10)
+    lines = ["12345\n", "678\n", "a very long line\n", "<|endoftext|>\n", "x\n"]
+    (tmp_path / "a.txt").write_text("".join(lines))
+    records = list(read_records(tmp_path / "a.txt"))
+    assert [record.content["text"] for record in records] == [
+        "12345\n678",
+        "a very long line",
+        "x",
+    ]
+    assert [record.line for record in records] == [1, 3, 5]
+    assert "which were cut at 1 line ends" in caplog.text
+
+
+def test_lines_that_are_no_record_can_be_left_out_and_are_told(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"text": "a"}\n{"text": oops}\n[1]\n\xc4\xe3\n{"text": "b"}\n')
+    unusable: list[LeftOut] = []
+    assert [record.line for record in read_records(file, unusable)] == [1, 5]
+    assert [one.place for one in unusable] == [f"{file} line {n}" for n in (2, 3, 4)]
+    assert "is not JSON" in unusable[0].reason
+    assert "is not UTF-8" in unusable[2].reason
