@@ -41,6 +41,10 @@ class RolloutConfig:
     """Below 1, tokens are drawn from another distribution than the one that is trained."""
     top_k: int = 0
     """Above 0, tokens are drawn from another distribution than the one that is trained."""
+    eval_temperature: float = 0.0
+    """The same where a validation answers each prompt once; 0 takes the likeliest tokens."""
+    seed: int = 0
+    """Of all draws, with the optimizer step, the prompt's number and the completion's."""
 
     def __post_init__(self) -> None:
         if self.num_generations < 2:
@@ -56,6 +60,10 @@ class RolloutConfig:
             raise ValueError(
                 f"rollout.temperature must be above 0 and at most 100, not {self.temperature}: "
                 "greedy completions of one prompt would all be the same"
+            )
+        if not 0 <= self.eval_temperature <= 100:
+            raise ValueError(
+                f"rollout.eval_temperature must be from 0 to 100, not {self.eval_temperature}"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"rollout.top_p must be above 0 and at most 1, not {self.top_p}")
@@ -75,7 +83,6 @@ def sample_completions(
     indices: Sequence[int],
     config: RolloutConfig,
     *,
-    seed: int,
     step: int,
     stop_ids: frozenset[int],
     between_steps: Callable[[], None] | None = None,
@@ -87,7 +94,6 @@ def sample_completions(
         prompts: token ids.
         indices: number of each prompt in its data set.
         config: how.
-        seed: of the run.
         step: optimizer steps done.
         stop_ids: tokens that end a completion.
         between_steps: see `GenerationEngine.generate`.
@@ -103,7 +109,7 @@ def sample_completions(
             top_p=config.top_p,
             top_k=config.top_k,
             stop_token_ids=tuple(sorted(stop_ids)),
-            seed=sample_seed(seed, step, index, sample),
+            seed=sample_seed(config.seed, step, index, sample),
             logprobs=0,
         )
         for index in indices
@@ -111,6 +117,29 @@ def sample_completions(
     ]
     repeated = [prompt for prompt in prompts for _ in range(config.num_generations)]
     return engine.generate(repeated, params, between_steps) if repeated else []
+
+
+def best_completions(
+    engine: GenerationEngine,
+    prompts: Sequence[Sequence[int]],
+    indices: Sequence[int],
+    config: RolloutConfig,
+    *,
+    stop_ids: frozenset[int],
+    between_steps: Callable[[], None] | None = None,
+) -> list[Completion]:
+    """Complete each prompt once, as a validation does: the same draws at every step."""
+    engine.update_weights()
+    params = [
+        SamplingParams(
+            max_tokens=config.max_completion,
+            temperature=config.eval_temperature,
+            stop_token_ids=tuple(sorted(stop_ids)),
+            seed=sample_seed(config.seed, 0, index, 0),
+        )
+        for index in indices
+    ]
+    return engine.generate(prompts, params, between_steps) if prompts else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +152,10 @@ class Piece:
     """(n,), where each label, row after row, stands among the rollout's C tokens."""
     completions: Tensor
     """(n,), the completion that each label belongs to."""
+
+    def on(self, device: torch.device) -> dict[str, Tensor]:
+        """The batch on a device."""
+        return {name: values.to(device) for name, values in self.batch.items()}
 
 
 @dataclass(kw_only=True)
@@ -145,8 +178,10 @@ class Rollout:
     """(N,) float64."""
     is_trained: Tensor
     """(N,) bool; others weigh nothing."""
+    sampled_logprobs: Tensor
+    """(C,) float32, the engine's own, at temperature 1."""
     old_logprobs: Tensor
-    """(C,) float32, of the policy that the ratio is taken to."""
+    """(C,) float32, training's own of the policy that rolled out, at the sampling temperature."""
     reference_logprobs: Tensor
     """(C,) float32, of the reference."""
     num_pieces: int
@@ -158,21 +193,23 @@ class Rollout:
         cls,
         indices: Sequence[int],
         prompts: Sequence[Sequence[int]],
-        completions: Sequence[Sequence[int]],
+        completions: Sequence[Completion],
         advantages: Tensor,
         is_trained: Tensor,
         num_pieces: int,
     ) -> "Rollout":
         """Lay completions end to end; `prompts` has the prompt of each."""
-        flat = [i for pair in zip(prompts, completions, strict=True) for ids in pair for i in ids]
-        total = sum(map(len, completions))
+        answers = [one.token_ids for one in completions]
+        flat = [i for pair in zip(prompts, answers, strict=True) for ids in pair for i in ids]
+        total = sum(map(len, answers))
         return cls(
             indices=torch.tensor(list(indices), dtype=torch.int64),
             tokens=torch.tensor(flat, dtype=torch.int64),
             prompt_lengths=torch.tensor([len(ids) for ids in prompts], dtype=torch.int64),
-            completion_lengths=torch.tensor([len(ids) for ids in completions], dtype=torch.int64),
+            completion_lengths=torch.tensor([len(ids) for ids in answers], dtype=torch.int64),
             advantages=advantages.double(),
             is_trained=is_trained,
+            sampled_logprobs=torch.tensor([p for one in completions for p in one.logprobs]),
             old_logprobs=torch.full((total,), torch.nan),
             reference_logprobs=torch.full((total,), torch.nan),
             num_pieces=num_pieces,
@@ -187,6 +224,14 @@ class Rollout:
     def num_trained_tokens(self) -> int:
         """Tokens of completions that are trained."""
         return int(self.completion_lengths[self.is_trained].sum())
+
+    def is_over(self, updates: int) -> bool:
+        """Whether all pieces were taken `updates` times."""
+        return self.num_taken >= self.num_pieces * updates
+
+    def is_of(self, indices: Sequence[int]) -> bool:
+        """Whether these are the numbers of its prompts."""
+        return self.indices.tolist() == list(indices)
 
     def numbers(self, piece: int) -> Tensor:
         """The completions of a piece: the longest are dealt out first, one to each piece in turn.

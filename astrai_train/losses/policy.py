@@ -4,6 +4,7 @@ n tokens of completions, laid end to end; N completions. Each token carries the 
 completion, so that completions of any length need no padding.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,6 +16,67 @@ KL = Literal["none", "mse", "k2", "k3"]
 
 STD_EPSILON = 1e-4
 """Added to a standard deviation before it divides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """The objective.
+
+    Raises:
+        ValueError: a value is out of its range, or two contradict each other.
+    """
+
+    clip_low: float = 0.2
+    """A probability's ratio to the old policy counts down to 1 minus this."""
+    clip_high: float = 0.2
+    """It counts up to 1 plus this."""
+    max_ratio: float | None = None
+    """Bounds the ratio also where the advantage is negative; null sets no bound."""
+    aggregation: Aggregation = "dapo"
+    """What the sum over tokens is divided by: grpo takes the mean of each completion and then of
+    completions; bnpo divides by the tokens of the optimizer step, dapo by those of the rollout over
+    its optimizer steps, dr_grpo by completions times rollout.max_completion."""
+    advantage_scale: AdvantageScale = "group"
+    """What a reward's distance from its group's mean is divided by: the standard deviation of the
+    group, of the batch, or none."""
+    kl: KL = "none"
+    """Penalty for leaving the reference, with d = log pi - log pi_ref: mse is d^2, k2 half of it,
+    k3 is exp(-d) + d - 1."""
+    kl_weight: float = 0.0
+    """Of the penalty (often called beta)."""
+    ratio_to: Literal["rollout", "reference"] = "rollout"
+    """What the ratio is taken to: the policy that rolled out, or the reference."""
+    sync_interval: int = 0
+    """Optimizer steps after which the reference becomes what the policy is then; 0 never."""
+    mask_truncated: bool = False
+    """Whether completions that did not end by themselves are left out."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
+            raise ValueError(
+                "policy.clip_low must be from 0 to 1 and policy.clip_high at least 0, not "
+                f"{self.clip_low} and {self.clip_high}"
+            )
+        if self.max_ratio is not None and self.max_ratio < 1 + self.clip_high:
+            raise ValueError(
+                f"policy.max_ratio {self.max_ratio} must be at least 1 + policy.clip_high "
+                f"{self.clip_high}"
+            )
+        if (self.kl == "none") != (self.kl_weight == 0) or self.kl_weight < 0:
+            raise ValueError(
+                f"policy.kl {self.kl} and policy.kl_weight {self.kl_weight} contradict each other: "
+                "give a form and a weight above 0, or none and 0"
+            )
+        if self.sync_interval < 0 or (self.sync_interval and not self.needs_reference):
+            raise ValueError(
+                f"policy.sync_interval {self.sync_interval} needs a reference: set policy.kl or "
+                "policy.ratio_to: reference, or leave it 0"
+            )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether log-probabilities of a reference are asked for."""
+        return self.kl != "none" or self.ratio_to == "reference"
 
 
 def group_advantages(
