@@ -6,6 +6,7 @@ Lightning's own handler raises wherever a batch happens to end, and exits with 0
 
 import os
 import signal
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from astrai_train.callbacks.checkpoint import FolderCheckpoint
+from astrai_train.modules.grpo import GRPOModule
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -54,6 +56,9 @@ class Preemption(Callback):
         self._process = os.getpid()
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
+        # a rollout is long; but ranks can only stop together, which is between steps
+        if isinstance(pl_module, GRPOModule) and trainer.world_size == 1:
+            pl_module.between_engine_steps = partial(self._stop, trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
