@@ -18,9 +18,9 @@ class ScheduleConfig:
         ValueError: a field is out of range; the message names it.
     """
 
-    name: Literal["cosine", "wsd"] = "cosine"
-    """Half a cosine down from the peak, or flat with a cooldown at the end (`wsd`: warm-up,
-    stable, decay)."""
+    name: Literal["cosine", "wsd", "sgdr"] = "cosine"
+    """Half a cosine down from the peak; flat with a cooldown at the end (`wsd`: warm-up, stable,
+    decay); or half cosines one after the other (`sgdr`: warm restarts)."""
     warmup_steps: int = 100
     """Optimizer steps of linear warm-up; the first one has 1/warmup_steps of the peak."""
     min_ratio: float = 0.1
@@ -30,23 +30,39 @@ class ScheduleConfig:
     of its max_epochs."""
     cooldown_steps: int | None = None
     """wsd: optimizer steps of the decay; null is a fifth of the total."""
+    cycle_steps: int | None = None
+    """sgdr: optimizer steps of the first cycle, which begins when the warm-up ends; null lets
+    it last until the end."""
+    cycle_mult: float = 1.0
+    """sgdr: how much longer each cycle is than the one before."""
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be 0 or more, not {self.warmup_steps}")
         if not 0 <= self.min_ratio <= 1:
             raise ValueError(f"min_ratio must be from 0 to 1, not {self.min_ratio}")
-        for name in ("total_steps", "cooldown_steps"):
+        for name in ("total_steps", "cooldown_steps", "cycle_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, or null, not {value}")
         if self.cooldown_steps is not None and self.name != "wsd":
             raise ValueError(f"cooldown_steps is for the schedule wsd, not {self.name}")
+        if self.name != "sgdr" and (self.cycle_steps is not None or self.cycle_mult != 1.0):
+            raise ValueError(
+                f"cycle_steps and cycle_mult are for the schedule sgdr, not {self.name}"
+            )
+        if not self.cycle_mult >= 1:
+            raise ValueError(f"cycle_mult must be 1 or more, not {self.cycle_mult}")
 
     def factor(self, total_steps: int) -> Callable[[int], float]:
         """The schedule of a run of `total_steps` optimizer steps."""
         if self.name == "cosine":
             return lambda step: cosine(step, total_steps, self.warmup_steps, self.min_ratio)
+        if self.name == "sgdr":
+            first = self.cycle_steps or max(1, total_steps - self.warmup_steps)
+            return lambda step: sgdr(
+                step, self.warmup_steps, first, self.cycle_mult, self.min_ratio
+            )
         cooldown = self.cooldown_steps or max(1, total_steps // 5)
         return lambda step: wsd(step, total_steps, self.warmup_steps, cooldown, self.min_ratio)
 
@@ -65,6 +81,25 @@ def cosine(step: int, total_steps: int, warmup_steps: int, min_ratio: float) -> 
         return warmup(step, warmup_steps)
     done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * done)) / 2
+
+
+def sgdr(
+    step: int, warmup_steps: int, cycle_steps: int, cycle_mult: float, min_ratio: float
+) -> float:
+    """Warm up, then follow half a cosine down in each cycle and begin the next one at the peak.
+
+    Cycle n has `cycle_steps * cycle_mult ** n` steps (arXiv 1608.03983).
+    """
+    if step < warmup_steps:
+        return warmup(step, warmup_steps)
+    left, length = float(step - warmup_steps), float(cycle_steps)
+    if cycle_mult == 1:
+        left %= length
+    # counted, not by logarithm: at a cycle's edge that is off by one where it rounds
+    while left >= length:
+        left -= length
+        length *= cycle_mult
+    return min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * left / length)) / 2
 
 
 def wsd(

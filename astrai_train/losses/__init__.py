@@ -3,7 +3,7 @@
 Only the caller knows over what to average: a window of micro-batches on all ranks.
 """
 
-from astrai_train.losses.likelihood import IGNORED, cross_entropy
+from astrai_train.losses.likelihood import IGNORED, cross_entropy, smoothed_cross_entropy
 from astrai_train.losses.log_probabilities import token_logprobs
 
-__all__ = ["IGNORED", "cross_entropy", "token_logprobs"]
+__all__ = ["IGNORED", "cross_entropy", "smoothed_cross_entropy", "token_logprobs"]

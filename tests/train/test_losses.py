@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from astrai_train.losses import IGNORED, cross_entropy
+from astrai_train.losses import IGNORED, cross_entropy, smoothed_cross_entropy
 
 
 def make(num_positions: int, masked: float):
@@ -50,3 +50,25 @@ def test_half_precision_states_are_summed_in_float32():
     wanted, _ = cross_entropy(hidden.bfloat16().float(), weight, labels)
     assert total.dtype == torch.float32
     torch.testing.assert_close(total, wanted)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.05, 0.6])
+def test_smoothed_targets_are_those_of_torch(smoothing):
+    hidden, weight, labels = make(700, 0.4)
+    total, nats, count = smoothed_cross_entropy(hidden, weight, labels, smoothing)
+    gradients = torch.autograd.grad(total, (hidden, weight))
+    logits, flat = (hidden @ weight.T).flatten(0, 1), labels.flatten()
+    plain = F.cross_entropy(logits, flat, reduction="sum", label_smoothing=smoothing)
+    wanted = torch.autograd.grad(plain, (hidden, weight), retain_graph=True)
+    torch.testing.assert_close(total, plain)
+    torch.testing.assert_close(gradients, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(nats, F.cross_entropy(logits, flat, reduction="sum"))
+    assert count == (labels >= 0).sum()
+
+
+def test_smoothing_nothing_is_zero_too():
+    hidden, weight, labels = make(5, 1.1)
+    total, nats, count = smoothed_cross_entropy(hidden, weight, labels, 0.1)
+    gradients = torch.autograd.grad(total, (hidden, weight))
+    assert (total.item(), nats.item(), count.item()) == (0, 0, 0)
+    assert all((gradient == 0).all() for gradient in gradients)

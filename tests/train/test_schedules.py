@@ -1,10 +1,12 @@
-import math
-
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    LRScheduler,
+)
 
-from astrai_train.schedules import ScheduleConfig, cosine, count_steps, wsd
+from astrai_train.schedules import ScheduleConfig, cosine, count_steps, sgdr, wsd
 
 
 def test_warm_up_starts_at_one_part_and_ends_at_the_peak():
@@ -12,13 +14,47 @@ def test_warm_up_starts_at_one_part_and_ends_at_the_peak():
     assert factors == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
+def rates(schedule: LRScheduler, steps: int) -> list[float]:
+    """What torch makes of a learning rate of 1, step by step."""
+    values = []
+    for _ in range(steps):
+        values.append(schedule.optimizer.param_groups[0]["lr"])
+        schedule.optimizer.step()
+        schedule.step()
+    return values
+
+
+def sgd() -> torch.optim.SGD:
+    return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+
+
 def test_cosine_after_warm_up_is_that_of_torch():
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    reference = CosineAnnealingLR(optimizer, T_max=90, eta_min=0.1)
-    for step in range(10, 100):
-        assert cosine(step, 100, 10, 0.1) == pytest.approx(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        reference.step()
+    wanted = rates(CosineAnnealingLR(sgd(), T_max=9_900, eta_min=0.1), 9_900)
+    ours = [cosine(step, 10_000, 100, 0.1) for step in range(100, 10_000)]
+    assert ours == pytest.approx(wanted, abs=1e-9)
+
+
+@pytest.mark.parametrize(("cycle_steps", "mult"), [(70, 1), (13, 1), (10, 2), (1, 2), (7, 3)])
+def test_warm_restarts_are_those_of_torch(cycle_steps, mult):
+    schedule = CosineAnnealingWarmRestarts(sgd(), cycle_steps, T_mult=mult, eta_min=0.1)
+    ours = [sgdr(step, 100, cycle_steps, mult, 0.1) for step in range(100, 10_100)]
+    assert ours == pytest.approx(rates(schedule, 10_000), abs=1e-9)
+
+
+def test_cycles_of_broken_lengths_begin_after_the_sum_of_those_before():
+    """Cycles of 8, 12, 18 and 27 steps, so the last of these begins at step 38."""
+    factors = [sgdr(step, 0, 8, 1.5, 0.0) for step in range(65)]
+    peaks = [step for step, factor in enumerate(factors) if factor == 1]
+    assert peaks == [0, 8, 20, 38]
+    assert factors[29] == pytest.approx(0.5)
+
+
+def test_warm_restarts_begin_after_the_warm_up_and_default_to_one_cycle():
+    once = ScheduleConfig(name="sgdr", warmup_steps=5).factor(50)
+    wanted = [cosine(step, 50, 5, 0.1) for step in range(50)]
+    assert [once(step) for step in range(50)] == pytest.approx(wanted)
+    restarted = ScheduleConfig(name="sgdr", warmup_steps=5, cycle_steps=10).factor(50)
+    assert [restarted(step) for step in (0, 5, 15, 25)] == [0.2, 1, 1, 1]
 
 
 def test_the_end_is_the_floor_and_stays_so():
@@ -28,10 +64,13 @@ def test_the_end_is_the_floor_and_stays_so():
 
 
 def test_wsd_is_flat_and_then_falls_by_the_root():
-    factors = [wsd(step, 100, 10, 20, 0.0) for step in range(101)]
-    assert factors[9:81] == [1.0] * 72
-    assert factors[85] == pytest.approx(1 - math.sqrt(5 / 20))
-    assert factors[100] == 0
+    """Ten thousand steps: 100 of warm-up, 2,000 of cooldown, by the formulas of its paper."""
+    rise = torch.arange(1, 101, dtype=torch.float64) / 100
+    fall = 1 - (torch.arange(2_000, dtype=torch.float64) / 2_000).sqrt()
+    wanted = torch.cat([rise, torch.ones(7_900), fall])
+    factors = [wsd(step, 10_000, 100, 2_000, 0.0) for step in range(10_000)]
+    assert factors == pytest.approx(wanted.tolist(), abs=1e-12)
+    assert wsd(10_000, 10_000, 100, 2_000, 0.0) == 0
 
 
 def test_wsd_cools_down_for_a_fifth_unless_told():
@@ -46,6 +85,9 @@ def test_wsd_cools_down_for_a_fifth_unless_told():
         ({"warmup_steps": -1}, "warmup_steps must be 0 or more, not -1"),
         ({"min_ratio": 1.5}, "min_ratio must be from 0 to 1, not 1.5"),
         ({"total_steps": 0}, "total_steps must be 1 or more"),
+        ({"cycle_steps": 5}, "are for the schedule sgdr, not cosine"),
+        ({"name": "sgdr", "cycle_mult": 0.5}, "cycle_mult must be 1 or more, not 0.5"),
+        ({"name": "sgdr", "cycle_steps": 0}, "cycle_steps must be 1 or more"),
         ({"cooldown_steps": 5}, "cooldown_steps is for the schedule wsd, not cosine"),
     ],
 )
