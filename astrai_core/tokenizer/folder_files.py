@@ -11,6 +11,9 @@ from astrai_core.tokenizer.chat_template import ChatTemplate
 
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
+_TEMPLATE = "chat_template.jinja"
+_MORE_TEMPLATES = "additional_chat_templates"
+
 
 def text_of(token: object) -> str | None:
     """A token of `tokenizer_config.json`: a string, or a dict that describes an AddedToken."""
@@ -54,9 +57,11 @@ def add_missing_tokens(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
 
 
 def named_templates(value: Any) -> dict[str, ChatTemplate]:
-    """Named templates from one string, or from the list form with a name for each."""
+    """Named templates from one string, from sources by name, or from a list with a name each."""
     if value is None:
         return {}
+    if isinstance(value, Mapping):
+        return {str(name): ChatTemplate(source) for name, source in value.items()}
     if isinstance(value, str):
         return {"default": ChatTemplate(value)}
     try:
@@ -66,6 +71,27 @@ def named_templates(value: Any) -> dict[str, ChatTemplate]:
             "tokenizer_config.json: chat_template is neither a string nor a list of names and "
             "templates"
         ) from None
+
+
+def read_template_files(folder: Path) -> dict[str, str]:
+    """Named templates in files of their own, which win over those of `tokenizer_config.json`."""
+    files = {"default": folder / _TEMPLATE}
+    files |= {path.stem: path for path in sorted((folder / _MORE_TEMPLATES).glob("*.jinja"))}
+    return {name: path.read_text("utf-8") for name, path in files.items() if path.is_file()}
+
+
+def write_template_files(folder: Path, templates: Mapping[str, str]) -> None:
+    """Write named templates into files of their own, and take other ones away."""
+    for name in read_template_files(folder).keys() - templates.keys():
+        _template_file(folder, name).unlink()
+    for name, source in templates.items():
+        path = _template_file(folder, name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(source, "utf-8")
+
+
+def _template_file(folder: Path, name: str) -> Path:
+    return folder / _TEMPLATE if name == "default" else folder / _MORE_TEMPLATES / f"{name}.jinja"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -22,8 +22,10 @@ from astrai_core.tokenizer.folder_files import (
     add_missing_tokens,
     named_templates,
     read_json,
+    read_template_files,
     text_of,
     write_json,
+    write_template_files,
 )
 from astrai_core.tokenizer.stand_ins import StandIns, restore
 from astrai_core.tokenizer.token_bytes import speller
@@ -44,7 +46,7 @@ class AutoTokenizer:
         tokenizer: the `tokenizers` object; this class owns it from now on.
         config: the keys of `tokenizer_config.json`.
         generation_config: the keys of `generation_config.json`, for more stop tokens.
-        template: a chat template that wins over the one in `config`.
+        templates: chat templates by name, `default` among them, that win over those in `config`.
     """
 
     def __init__(
@@ -52,11 +54,11 @@ class AutoTokenizer:
         tokenizer: Tokenizer,
         config: Mapping[str, Any],
         generation_config: Mapping[str, Any] | None = None,
-        template: str | None = None,
+        templates: Mapping[str, str] | None = None,
     ) -> None:
         self._config = dict(config)
         self._generation_config = dict(generation_config or {})
-        self._template_file = template
+        self._template_files = dict(templates or {})
         tokenizer.no_truncation()
         tokenizer.no_padding()
         add_missing_tokens(tokenizer, self._config)
@@ -80,12 +82,10 @@ class AutoTokenizer:
         self.bos_id = self._role_id("bos_token")
         self.eos_id = self._role_id("eos_token")
         self.pad_id = self._role_id("pad_token")
-        templates = named_templates(
-            template if template is not None else config.get("chat_template")
-        )
-        self.chat_template = templates.get("default")
+        by_name = named_templates(self._template_files or config.get("chat_template"))
+        self.chat_template = by_name.get("default")
         """How messages become a prompt; None for a folder without one."""
-        self._tool_template = templates.get("tool_use", self.chat_template)
+        self._tool_template = by_name.get("tool_use", self.chat_template)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "AutoTokenizer":
@@ -105,13 +105,12 @@ class AutoTokenizer:
             tokenizer = Tokenizer.from_str(path.read_text("utf-8"))
         except Exception as error:  # `tokenizers` raises bare Exception
             raise ValueError(f"{path} is not a tokenizer file: {error}") from None
-        template = Path(folder) / "chat_template.jinja"
         try:
             return cls(
                 tokenizer,
                 read_json(Path(folder) / "tokenizer_config.json"),
                 read_json(Path(folder) / "generation_config.json"),
-                template.read_text("utf-8") if template.is_file() else None,
+                read_template_files(Path(folder)),
             )
         except ValueError as error:
             raise ValueError(f"tokenizer of {folder}: {error}") from None
@@ -170,11 +169,7 @@ class AutoTokenizer:
             | self._generation_config
             | {"eos_token_id": sorted(self.stop_ids)},
         )
-        template = folder / "chat_template.jinja"
-        if self._template_file is not None:
-            template.write_text(self._template_file, "utf-8")
-        else:
-            template.unlink(missing_ok=True)  # it would win over ours
+        write_template_files(folder, self._template_files)  # others would win over ours
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Ids of text that somebody wrote; what looks like a control token is spelled out.
