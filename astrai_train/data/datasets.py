@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from astrai_train.data.packing import (
+    IGNORED,
     Row,
     empty_row,
     num_stream_rows,
@@ -82,18 +83,39 @@ class _RowDataset(NumberedDataset):
 
 
 class SEQDataset(_RowDataset):
-    """Documents as one stream, cut into rows: nothing is left out and only the end is padded."""
+    """Documents as one stream, cut into rows: nothing is left out and only the end is padded.
 
-    def __init__(self, storage: Storage, window_size: int, padding_id: int) -> None:
+    Args:
+        storage: the documents.
+        window_size: positions of a row, T.
+        padding_id: the token in positions that hold none.
+        stride: tokens from the start of a row to that of the next; None is the window.
+        counts_once: where rows overlap, what an earlier row has as a label is context alone.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        window_size: int,
+        padding_id: int,
+        stride: int | None = None,
+        counts_once: bool = False,
+    ) -> None:
         super().__init__(storage, window_size, padding_id)
         assert storage.stage == "seq"
+        self._stride = stride or window_size
+        self._counts_once = counts_once
 
     def __len__(self) -> int:
-        return num_stream_rows(self.storage.input_ids, self.window_size)
+        return num_stream_rows(self.storage.input_ids, self.window_size, self._stride)
 
     def row(self, number: int) -> Row:
         """The arrays of a row."""
-        return stream_row(self.storage.input_ids, number, self.window_size, self.padding_id)
+        stream, window = self.storage.input_ids, self.window_size
+        row = stream_row(stream, number, window, self.padding_id, self._stride)
+        if self._counts_once and number:
+            row["labels"][: window - self._stride] = IGNORED
+        return row
 
 
 class SFTDataset(_RowDataset):

@@ -9,6 +9,7 @@ import lightning as L
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.data.datasets import SEQDataset, SFTDataset, TooLong
 from astrai_train.data.loader import ResumableLoader
+from astrai_train.data.mixture import Mixture
 from astrai_train.data.pairs import DPODataset
 from astrai_train.data.prompts import GRPODataset
 from astrai_train.data.record import Stage
@@ -16,7 +17,7 @@ from astrai_train.data.sampler import ResumableDistributedSampler
 from astrai_train.data.storage import open_storage
 from astrai_train.data.tokenizing import Answers, end_of_text_id
 
-Dataset = SEQDataset | SFTDataset | DPODataset | GRPODataset
+Dataset = SEQDataset | SFTDataset | DPODataset | GRPODataset | Mixture
 
 
 class TokenDataModule(L.LightningDataModule):
@@ -29,6 +30,12 @@ class TokenDataModule(L.LightningDataModule):
         val: Files to validate on; null for none.
         test: Files that `astrai-train test` measures.
         predict: Files that `astrai-train predict` runs over.
+        weights: The share that each of several train files has in an epoch, in any unit: the
+            largest for its share is gone through once, the others repeat. Null takes every file
+            once.
+        stride: In seq the tokens from the start of a row to that of the next; null is window_size.
+            A smaller one makes rows overlap: training repeats what they share, evaluation counts
+            it once and reads it as context.
         stage: seq learns all tokens of documents, sft the answers of conversations, dpo to prefer
             one answer to another, grpo from rewards.
         window_size: Tokens of a row; documents are packed into rows without seeing each other. In
@@ -56,12 +63,20 @@ class TokenDataModule(L.LightningDataModule):
         answers: Answers = "all",
         test: Path | list[Path] | None = None,
         predict: Path | list[Path] | None = None,
+        weights: list[float] | None = None,
+        stride: int | None = None,
     ) -> None:
         super().__init__()
         least = {"window_size": (window_size, 2), "batch_size": (batch_size, 1)}
         for name, (value, lowest) in (least | {"num_workers": (num_workers, 0)}).items():
             if value < lowest:
                 raise ValueError(f"data.{name} must be at least {lowest}, not {value}")
+        if stride is not None and (stage != "seq" or not 0 < stride <= window_size):
+            raise ValueError(
+                f"data.stride {stride} must be from 1 to window_size {window_size}, in stage seq"
+            )
+        self._stride = stride
+        self._weights = weights
         self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         self.stage: Stage = stage
         self.window_size = window_size
@@ -80,7 +95,10 @@ class TokenDataModule(L.LightningDataModule):
     @cached_property
     def train_dataset(self) -> Dataset:
         """The rows to train on."""
-        return self._dataset(self._train)
+        if self._weights is None:
+            return self._dataset(self._train, is_training=True)
+        sources = [self._dataset([file], is_training=True) for file in self._train]
+        return Mixture(sources, self._weights)
 
     @cached_property
     def val_dataset(self) -> Dataset | None:
@@ -157,7 +175,7 @@ class TokenDataModule(L.LightningDataModule):
         repeats = self.repeats if shuffle else 1
         return ResumableLoader(dataset, sampler, self.batch_size, self._num_workers, repeats)
 
-    def _dataset(self, files: Sequence[Path]) -> Dataset:
+    def _dataset(self, files: Sequence[Path], is_training: bool = False) -> Dataset:
         storage = open_storage(
             files, stage=self.stage, tokenizer=self.tokenizer, answers=self._answers
         )
@@ -165,7 +183,7 @@ class TokenDataModule(L.LightningDataModule):
         window, too_long = self.window_size, self._too_long
         match self.stage:
             case "seq":
-                return SEQDataset(storage, window, padding)
+                return SEQDataset(storage, window, padding, self._stride, not is_training)
             case "sft":
                 return SFTDataset(storage, window, padding, too_long)
             case "dpo":

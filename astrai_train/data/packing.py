@@ -38,18 +38,28 @@ def empty_row(window: int, padding_id: int) -> Row:
     }
 
 
-def num_stream_rows(stream: Ragged, window: int) -> int:
+def num_stream_rows(stream: Ragged, window: int, stride: int | None = None) -> int:
     """How many rows a stream of documents is cut into; the last may be padded."""
-    return -(-stream.total // window)
+    return max(0, -(-(stream.total - window) // (stride or window))) + (stream.total > 0)
 
 
-def stream_row(stream: Ragged, row: int, window: int, padding_id: int) -> Row:
+def stream_row(
+    stream: Ragged, row: int, window: int, padding_id: int, stride: int | None = None
+) -> Row:
     """Row `row` of documents laid end to end.
 
     The label of its last position is the first token of the next row, where the document goes on
-    there: each token but the first of a document is a label once.
+    there: each token but the first of a document is a label once, or oftener where rows overlap.
+
+    Args:
+        stream: the documents.
+        row: its number.
+        window: T.
+        padding_id: the token in positions that hold none.
+        stride: tokens from the start of a row to that of the next; None is the window.
     """
-    start, stop = row * window, min((row + 1) * window, stream.total)
+    start = row * (stride or window)
+    stop = min(start + window, stream.total)
     tokens = stream.flat(start, min(stop + 1, stream.total))
     places = np.arange(start, start + len(tokens))
     documents = np.searchsorted(stream.offsets, places, side="right") - 1
