@@ -22,13 +22,41 @@ _FLOAT = 4
 def parameters_by_part(config: ModelConfig) -> dict[str, int]:
     """How many numbers each part of the model holds, those that are there."""
     counts: Counter[str] = Counter()
+    dense = config.first_k_dense
+    # one layer of each kind stands for all of it
+    times = {"layers.0.": dense, "layers.1.": config.n_layers - dense}
+    if not dense:
+        times = {"layers.0.": config.n_layers}
+    small = dataclasses.replace(shallower(config, len(times)), first_k_dense=len(times) - 1)
     with torch.device("meta"):
-        model = Transformer(dataclasses.replace(config, n_layers=1))
+        model = Transformer(small)
     for name, parameter in model.named_parameters():
         known = [part for word in name.split(".") if (part := _PARTS.get(word))]
-        times = config.n_layers if name.startswith("layers.") else 1
-        counts[known[0] if known else "norms"] += parameter.numel() * times
+        counts[known[0] if known else "norms"] += parameter.numel() * times.get(name[:9], 1)
     return dict(counts)
+
+
+def activated_parameters(config: ModelConfig) -> int:
+    """How many numbers one token meets: all but the experts that are not chosen for it."""
+    total = sum(parameters_by_part(config).values())
+    if config.ffn_type == "mlp":
+        return total
+    passed_by = config.n_routed_experts - config.n_activated_experts
+    expert = 3 * config.dim * config.dim_ffn_expert
+    return total - (config.n_layers - config.first_k_dense) * passed_by * expert
+
+
+def shallower(config: ModelConfig, n_layers: int) -> ModelConfig:
+    """The same model with fewer layers, of each kind about as large a share."""
+    windows = config.sliding_window_layers
+    kept = None if windows is None else tuple(n for n in windows if n < n_layers)
+    return dataclasses.replace(
+        config,
+        n_layers=n_layers,
+        first_k_dense=config.first_k_dense * n_layers // config.n_layers,
+        sliding_window=config.sliding_window if kept is None or kept else None,
+        sliding_window_layers=kept or None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +92,15 @@ class Footprint:
 def activation_bytes(config: ModelConfig, rows: int, length: int) -> int:
     """Bytes that the forward pass keeps for the backward pass.
 
-    Two small models tell it: all layers keep the same, and the vocabulary keeps nothing.
+    Small models tell it: all layers of a kind keep the same, and the vocabulary keeps nothing.
     """
-    one, two = (
-        _saved_bytes(dataclasses.replace(config, n_layers=n, vocab_size=1), rows, length)
-        for n in (1, 2)
-    )
-    return one + (config.n_layers - 1) * (two - one)
+    small = dataclasses.replace(config, vocab_size=1, first_k_dense=0)
+    one, two = (_saved_bytes(shallower(small, n), rows, length) for n in (1, 2))
+    saved = one + (config.n_layers - 1) * (two - one)
+    if config.first_k_dense:
+        mixed = dataclasses.replace(shallower(small, 2), first_k_dense=1)
+        saved += config.first_k_dense * (_saved_bytes(mixed, rows, length) - two)
+    return saved
 
 
 def _saved_bytes(config: ModelConfig, rows: int, length: int) -> int:

@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 
 from astrai_core.model import ModelConfig
 from astrai_core.model.auto import parse_config, read_config_json
-from astrai_train.footprint import Footprint, parameters_by_part
+from astrai_train.footprint import Footprint, activated_parameters, parameters_by_part
 from astrai_train.optim import OptimizerConfig
 from astrai_train.option_errors import explain
 from astrai_train.probe import seconds_per_step
@@ -112,6 +112,8 @@ def describe_size(plan: Plan) -> str:
     """The parameters, by part."""
     parts = parameters_by_part(plan.config)
     lines = [("parameters", sum(parts.values())), *parts.items()]
+    if plan.config.ffn_type == "moe":
+        lines.append(("met by a token", activated_parameters(plan.config)))
     return "\n".join(_row(name, f"{count:,}", name == "parameters") for name, count in lines)
 
 

@@ -10,7 +10,7 @@ import time
 import torch
 
 from astrai_core.model import ModelConfig, PackedAttention, Transformer
-from astrai_train.footprint import parameters_by_part
+from astrai_train.footprint import activated_parameters, shallower
 from astrai_train.losses import cross_entropy
 from astrai_train.optim import OptimizerConfig, build_optimizer
 
@@ -22,11 +22,12 @@ _BUDGET = 8e10
 def operations_per_token(config: ModelConfig, length: int) -> float:
     """Floating-point operations of training on one token of a row: forward and twice backward.
 
-    Each parameter multiplies and adds once in each pass (an embedding that is not the head does
-    not), and each token meets all others of its row twice, in scores and in values.
+    Each parameter that a token meets multiplies and adds once in each pass (an embedding that is
+    not the head does not), and each token meets all others of its row twice, in scores and in
+    values.
     """
-    parts = parameters_by_part(config)
-    matrices = sum(parts.values()) - (0 if config.tie_weight else parts["embedding"])
+    embedding = config.vocab_size * config.dim
+    matrices = activated_parameters(config) - (0 if config.tie_weight else embedding)
     value_width = config.v_head_dim if config.attn_type == "mla" else config.query_dim
     pairs = config.n_layers * config.n_heads * (config.query_dim + value_width) * length
     return 6.0 * (matrices + pairs)
@@ -82,7 +83,7 @@ def _slice(config: ModelConfig, rows: int, length: int) -> tuple[ModelConfig, in
         return config, min(rows, int(_BUDGET / row)), short
     layers = max(1, int(config.n_layers * _BUDGET / row))
     vocab_size = max(1, config.vocab_size * layers // config.n_layers)
-    sliced = dataclasses.replace(config, n_layers=layers, vocab_size=vocab_size)
+    sliced = dataclasses.replace(shallower(config, layers), vocab_size=vocab_size)
     while short > 32 and operations_per_token(sliced, short) * short > _BUDGET:
         short //= 2
     return sliced, 1, short

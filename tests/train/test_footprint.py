@@ -1,14 +1,25 @@
 import dataclasses
 
+import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from astrai_core.model import ModelConfig, PackedAttention, Transformer
-from astrai_train.footprint import Footprint, activation_bytes, parameters_by_part
+from astrai_train.footprint import (
+    Footprint,
+    activated_parameters,
+    activation_bytes,
+    parameters_by_part,
+    shallower,
+)
 
 SMALL = ModelConfig(
     vocab_size=100, dim=32, n_layers=3, dim_ffn=48, n_heads=4, n_kv_heads=2, tie_weight=False
 )
+MOE = dataclasses.replace(
+    SMALL, ffn_type="moe", n_routed_experts=6, n_activated_experts=2, n_shared_experts=1,
+    dim_ffn_expert=20, first_k_dense=1, sliding_window=8, sliding_window_layers=(1, 2),
+)  # fmt: skip
 
 
 def test_parameters_by_hand():
@@ -22,9 +33,26 @@ def test_parameters_by_hand():
     }
 
 
-def test_activations_are_what_a_real_forward_keeps():
+def test_parameters_of_experts_by_hand():
+    expert, shared, router = 3 * 32 * 20, 3 * 32 * 20, 6 * 32
+    dense = 3 * 32 * 48
+    assert parameters_by_part(MOE)["feed-forward"] == dense + 2 * (6 * expert + shared + router)
+    others = sum(parameters_by_part(SMALL).values()) - 3 * dense
+    assert activated_parameters(MOE) == others + dense + 2 * (2 * expert + shared + router)
+    assert activated_parameters(SMALL) == sum(parameters_by_part(SMALL).values())
+
+
+def test_a_shallower_model_keeps_its_proportions():
+    half = shallower(dataclasses.replace(MOE, n_layers=8, first_k_dense=2), 4)
+    assert (half.n_layers, half.first_k_dense, half.sliding_window_layers) == (4, 1, (1, 2))
+    one = shallower(MOE, 1)
+    assert (one.first_k_dense, one.sliding_window, one.sliding_window_layers) == (0, None, None)
+
+
+@pytest.mark.parametrize("config", [SMALL, MOE], ids=["dense", "experts"])
+def test_activations_are_what_a_real_forward_keeps(config):
     """All three layers are run here, on real tensors."""
-    model = Transformer(SMALL)
+    model = Transformer(config)
     kept: dict[StorageWeakRef, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -36,7 +64,7 @@ def test_activations_are_what_a_real_forward_keeps():
         model.hidden_states(ids, ids, PackedAttention.of_documents(ids))
     weights = {StorageWeakRef(weight.untyped_storage()) for weight in model.parameters()}
     real = sum(t.untyped_storage().nbytes() for s, t in kept.items() if s not in weights)
-    assert activation_bytes(SMALL, 2, 20) == real
+    assert activation_bytes(config, 2, 20) == real
 
 
 def test_activations_grow_with_the_batch_and_weights_do_not():
