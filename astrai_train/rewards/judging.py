@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-RewardFunction = Callable[..., list[float | None]]
+RewardFunction = Callable[..., Sequence[float | None]]
 Completion = str | list[dict[str, str]]
 
 
