@@ -22,6 +22,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from astrai_core.atomic_folder import read_last
+from astrai_core.model.adapter import is_adapter_folder
 from astrai_train.callbacks.checkpoint import (
     FOLDER,
     FolderCheckpoint,
@@ -35,7 +36,7 @@ from astrai_train.callbacks.samples import Samples
 from astrai_train.callbacks.throughput import Throughput
 from astrai_train.data.module import TokenDataModule
 from astrai_train.metrics_file import METRICS, MetricsFile
-from astrai_train.modules import SEQModule, SFTModule
+from astrai_train.modules import DPOModule, GRPOModule, SEQModule, SFTModule
 from astrai_train.report import write_report
 from astrai_train.report.history import CONFIG, SAMPLES
 from astrai_train.report.page import FIGURES, REPORT
@@ -43,7 +44,7 @@ from astrai_train.report.page import FIGURES, REPORT
 FINISHED = "finished.json"
 _ASIDE = "earlier"
 _FILES = (FOLDER, CONFIG, METRICS, FINISHED, SAMPLES, REPORT, FIGURES)
-SHORT_NAMES = (SEQModule, SFTModule, TokenDataModule, Samples, Throughput)
+SHORT_NAMES = (DPOModule, SEQModule, SFTModule, GRPOModule, TokenDataModule, Samples, Throughput)
 """Classes that a configuration names without their module: importing them makes it possible."""
 
 
@@ -185,7 +186,7 @@ class Run(LightningCLI):
     ) -> None:
         """Train, from the last checkpoint where there is one."""
         resumed = Path(ckpt_path) if ckpt_path else None
-        if resumed is not None and (resumed / "config.json").is_file() and not has_state(resumed):
+        if resumed is not None and _has_weights(resumed) and not has_state(resumed):
             raise ValueError(
                 f"--ckpt_path {resumed} is a model folder without the state of a run; to begin "
                 f"with its weights, use --model.init_args.init_from {resumed}"
@@ -260,9 +261,11 @@ class Run(LightningCLI):
         (self.folder / CONFIG).write_text(text, encoding="utf-8")
         if resumed is None:
             (self.folder / METRICS).unlink(missing_ok=True)
-        parameters = sum(weight.numel() for weight in self.model.parameters())
+        total = sum(weight.numel() for weight in self.model.parameters())
+        trained = sum(w.numel() for w in self.model.parameters() if w.requires_grad)
+        told = f"{total:,} parameters" + (f", {trained:,} of them trained" * (trained < total))
         start = f"goes on from {resumed}" if resumed else "starts"
-        _say(f"{type(self.model).__name__}, {parameters:,} parameters, in {self.folder}: {start}")
+        _say(f"{type(self.model).__name__}, {told}, in {self.folder}: {start}")
 
     def _end(self) -> None:
         last = self.last
@@ -295,6 +298,10 @@ class Run(LightningCLI):
         else:
             _say(f"weights of {path}")
         return options | {"ckpt_path": path}
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or is_adapter_folder(folder)
 
 
 def _put_aside(folder: Path) -> None:

@@ -4,6 +4,9 @@
         step-00000200/   config.json  model.safetensors  tokenizer.json ...  trainer/
         last -> step-00000200
 
+Those of a LoRA run are adapter folders: `adapter_config.json` and `adapter_model.safetensors` take
+the place of the model's, whose frozen weights stay where they are.
+
 One is written only between two optimizer steps, where no gradient is pending: what a training run
 is at that moment is the weights and what `trainer/` holds, nothing else.
 """
@@ -12,19 +15,23 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
+import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from torch import Tensor
 
-from astrai_core.atomic_folder import point_last, read_last
+from astrai_core.atomic_folder import point, point_last, read_last
 from astrai_core.checkpoint import Checkpoint
+from astrai_core.model import Transformer
 from astrai_train.callbacks.resume import Boundary, settle_loops
+from astrai_train.window import NonFiniteError
 
 FOLDER = "checkpoints"
+BEST = "best"
 _MODEL = "model."
 _STATE = "state_dict"
 _MODULE = "module_state"
@@ -64,11 +71,7 @@ class FolderCheckpointIO(CheckpointIO):
             getattr(self._module, "tokenizer", None),
             state,
         )
-        content.model_state = {
-            name.removeprefix(_MODEL): tensor
-            for name, tensor in weights.items()
-            if name.startswith(_MODEL)
-        }
+        content.model_state = {name: weights[_MODEL + name] for name in content.model_state}
         content.save(path)
 
     def load_checkpoint(
@@ -83,20 +86,55 @@ class FolderCheckpointIO(CheckpointIO):
             ValueError: something is missing, truncated or of another architecture.
         """
         content = Checkpoint.load(path)
-        wanted = getattr(self._module.model, "config", None)
+        model = self._module.model
+        assert isinstance(model, torch.nn.Module)
+        wanted = getattr(model, "config", None)
         if wanted is not None and content.model_config != wanted:
             raise ValueError(
                 f"{path} holds a model of another architecture than the configuration describes; "
                 "pass the configuration that it was trained with (config.yaml of its run)"
             )
+        _refuse_other_adapter(Path(path), content, model)
         state: dict[str, Any] = dict(content.trainer_state or {_VERSION: lightning.__version__})
-        state[_STATE] = {_MODEL + name: tensor for name, tensor in content.model_state.items()}
+        # the frozen weights below an adapter are the module's own, read from the base's folder
+        whole = content.model_state if content.adapter is None else model.state_dict()
+        whole = {**whole, **content.model_state}
+        state[_STATE] = {_MODEL + name: tensor for name, tensor in whole.items()}
         state[_STATE] |= state.pop(_MODULE, {})
         return state
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint folder."""
         shutil.rmtree(path)
+
+
+def _refuse_other_adapter(path: Path, content: Checkpoint, model: torch.nn.Module) -> None:
+    """Check that a checkpoint has adapters where the run has them, over the same base."""
+    found = content.adapter
+    wanted = model.adapter if isinstance(model, Transformer) else None
+    if wanted is None:
+        if found is not None:
+            raise ValueError(f"{path} holds a LoRA adapter, but the configuration has no lora")
+        return
+    if found is None:
+        raise ValueError(
+            f"{path} holds a whole model, but the configuration trains a LoRA adapter; to begin "
+            "with its weights, name it in model.init_args.init_from"
+        )
+    own = {name for name in model.state_dict() if name.endswith(("lora_A", "lora_B"))}
+    if (found.config.rank, found.config.scale) != (wanted.config.rank, wanted.config.scale) or (
+        own != content.model_state.keys()
+    ):
+        raise ValueError(
+            f"{path} holds a LoRA adapter of another rank, scale or other layers than the "
+            "configuration describes; pass the one that it was trained with (config.yaml of its "
+            "run)"
+        )
+    if found.base_digest != wanted.base_digest:
+        raise ValueError(
+            f"{path} was trained over other weights than {wanted.base} holds now: the base has "
+            "changed"
+        )
 
 
 class FolderCheckpoint(CheckpointCallback):
@@ -106,9 +144,19 @@ class FolderCheckpoint(CheckpointCallback):
         every_n_steps: save each time so many optimizer steps are done; 0 leaves it to the clock.
         every_minutes: save when the last checkpoint is so old; 0 leaves it to the steps.
         keep: so many of the newest checkpoints stay on disk.
+        best: metric of the validation, as `val/loss`, by which the best checkpoint stays too: the
+            link `best`, beside `last`, names it. Null keeps the newest ones alone.
+        mode: whether the best value is the least or the greatest.
     """
 
-    def __init__(self, every_n_steps: int = 0, every_minutes: float = 10.0, keep: int = 2) -> None:
+    def __init__(
+        self,
+        every_n_steps: int = 0,
+        every_minutes: float = 10.0,
+        keep: int = 2,
+        best: str | None = None,
+        mode: Literal["min", "max"] = "min",
+    ) -> None:
         if every_n_steps < 0 or every_minutes < 0:
             raise ValueError(
                 "checkpoint.every_n_steps and checkpoint.every_minutes must not be negative, "
@@ -119,9 +167,13 @@ class FolderCheckpoint(CheckpointCallback):
         self.every_n_steps = every_n_steps
         self.every_minutes = every_minutes
         self.keep = keep
+        self.best = best
+        self.mode = mode
+        self._best_value: float | None = None
         self._saved_step = 0
         self._saved_at = time.monotonic()
         self._boundary: Boundary | None = None
+        self._last_boundary: Boundary | None = None
         self._is_untouched = True
         self._is_due = False
 
@@ -140,8 +192,13 @@ class FolderCheckpoint(CheckpointCallback):
         """A run just resumed has its checkpoint already."""
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
-        self._boundary = None
+        self._boundary = self._last_boundary = None
         self._is_untouched = True
+        if self.best is not None and not trainer.num_val_batches:
+            raise ValueError(
+                f"checkpoint.best is {self.best}, but this run has no validation: set data.val, or "
+                "checkpoint.best to null"
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -149,6 +206,7 @@ class FolderCheckpoint(CheckpointCallback):
         """Note the moment, if this batch ended an optimizer step, and whether it is to be saved."""
         self._is_untouched = False
         self._boundary = Boundary.after_batch(trainer)
+        self._last_boundary = self._boundary or self._last_boundary
         self._is_due = self._boundary is not None and self._should_save(trainer)
 
     # whichever comes next saves: by then the module has counted and logged its last step
@@ -162,6 +220,31 @@ class FolderCheckpoint(CheckpointCallback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save before a validation, so that a kill does not cost the steps before it."""
         self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the run as it is if no validation was better."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if self.best is not None:
+            self._keep_if_best(trainer, self.best)
+        if self._last_boundary is not None:
+            self._last_boundary = self._last_boundary.after_validation(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Save the step before one that is not finite: no weight has changed since."""
+        if isinstance(exception, NonFiniteError):
+            self._boundary = self._last_boundary
+            self.save(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the best checkpoint is measured against."""
+        return {} if self._best_value is None else {"best_value": self._best_value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with it."""
+        self._best_value = state_dict.get("best_value")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save between two epochs."""
@@ -192,7 +275,7 @@ class FolderCheckpoint(CheckpointCallback):
         step = trainer.global_step
         if self._boundary is None or step == self._saved_step or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
-        folder = self._root(trainer) / f"step-{step:08d}"
+        folder = self._folder(trainer)
         try:
             trainer.save_checkpoint(folder, weights_only=False)
             if trainer.is_global_zero:
@@ -207,6 +290,22 @@ class FolderCheckpoint(CheckpointCallback):
             ) from error
         self._saved_step = step
         self._saved_at = time.monotonic()
+
+    def _keep_if_best(self, trainer: Trainer, metric: str) -> None:
+        found = trainer.callback_metrics.get(metric)
+        if found is None:
+            names = ", ".join(sorted(n for n in trainer.callback_metrics if n.startswith("val/")))
+            raise ValueError(
+                f"checkpoint.best is {metric}, which this run does not report: choose one of {names}"
+            )
+        value, before = float(found), self._best_value
+        if before is None or (value < before if self.mode == "min" else value > before):
+            # on disk it still has the old value, since it begins with this validation
+            self.save(trainer)
+            self._best_value = value
+            folder = self._folder(trainer)
+            if trainer.is_global_zero and folder.is_dir():
+                point(folder, BEST)
 
     def _save_if_due(self, trainer: Trainer) -> None:
         if self._is_due:
@@ -225,8 +324,14 @@ class FolderCheckpoint(CheckpointCallback):
     def _prune(self, newest: Path) -> None:
         # a later step can be there: cut off before `last` moved to it, and written again some day
         found = sorted(old for old in newest.parent.glob("step-*") if old.name <= newest.name)
+        best = (newest.parent / BEST).resolve()
         for old in found[: -self.keep]:
-            shutil.rmtree(old)
+            if old.resolve() != best:
+                shutil.rmtree(old)
+
+    @classmethod
+    def _folder(cls, trainer: Trainer) -> Path:
+        return cls._root(trainer) / f"step-{trainer.global_step:08d}"
 
     @staticmethod
     def _root(trainer: Trainer) -> Path:
