@@ -9,12 +9,13 @@ _log = logging.getLogger(__name__)
 
 # Words with the mark or space before them; single digits, and single Chinese numerals for the same
 # reason: a number then always splits the same way; runs of Han; marks; white space.
-_SPLIT = "|".join(
+NUMERALS = "零一二两三四五六七八九十百千万亿"
+SPLIT = "|".join(
     [
         r"(?i:'(?:s|t|re|ve|m|ll|d))",
         r"[^\r\n\p{L}\p{M}\p{N}]?[[\p{L}\p{M}]&&[^\p{Han}]]+",
-        r"[\p{N}零一二两三四五六七八九十百千万亿]",
-        r"[\p{Han}&&[^零一二两三四五六七八九十百千万亿]]+",
+        rf"[\p{{N}}{NUMERALS}]",
+        rf"[\p{{Han}}&&[^{NUMERALS}]]+",
         r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
         r"\s*[\r\n]+",
         r"\s+(?!\S)",
@@ -45,7 +46,7 @@ def train_byte_pairs(
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -26,6 +26,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = Mapping[str, Any]
 
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names that an assistant's message may give what it thought before its answer."""
+
 MAX_STEPS = 200_000
 MAX_SECONDS = 3.0
 MAX_CHARACTERS = 8_000_000
@@ -92,23 +95,27 @@ class ChatTemplate:
     ) -> str:
         """Write the conversation as the model was trained to read it.
 
-        Keys of a message that are None count as absent.
+        Keys of a message that are None count as absent. What an assistant thought is found under
+        `reasoning_content` and `thinking`, whichever of `REASONING` the message calls it.
 
         Raises:
             ValueError: there is no message, the template refuses them, or it breaks a limit.
         """
         if not messages:
             raise ValueError("messages is empty: a chat needs at least one message")
-        present = [{k: v for k, v in message.items() if v is not None} for message in messages]
+        present = [_with_reasoning(message) for message in messages]
         token = _BUDGET.set(_Budget())
         try:
             pieces: list[str] = []
             size = 0
             for piece in self._template.generate(
                 messages=present,
-                tools=list(tools) if tools else None,
-                add_generation_prompt=add_generation_prompt,
-                **variables,
+                **{
+                    "tools": list(tools) if tools else None,
+                    "documents": None,
+                    "add_generation_prompt": add_generation_prompt,
+                    **variables,
+                },
             ):
                 size += len(piece)
                 _check_size(size)
@@ -132,6 +139,14 @@ class ChatTemplate:
             raise ValueError(f"chat template failed: {type(error).__name__}: {error}") from None
         finally:
             _BUDGET.reset(token)
+
+
+def _with_reasoning(message: Message) -> dict[str, Any]:
+    present = {key: value for key, value in message.items() if value is not None}
+    thought = next((present[key] for key in REASONING if key in present), None)
+    if thought is None:
+        return present
+    return {"thinking": thought, **present, "reasoning_content": thought}
 
 
 class _Refusal(jinja2.TemplateError):

@@ -11,7 +11,7 @@ def speller(tokenizer: Tokenizer) -> Callable[[str], bytes]:
     decoder = json.loads(tokenizer.to_str())["decoder"] or {}
     kinds = {part["type"] for part in [decoder, *decoder.get("decoders", [])]} if decoder else set()
     if "ByteLevel" in kinds:
-        byte_of = _byte_level_alphabet()
+        byte_of = byte_level_alphabet()
 
         def spell_bytes(text: str) -> bytes:
             return bytes(byte_of[character] for character in text)
@@ -28,7 +28,7 @@ def speller(tokenizer: Tokenizer) -> Callable[[str], bytes]:
     raise ValueError(f"cannot tell the bytes of tokens with the decoder {decoder.get('type')}")
 
 
-def _byte_level_alphabet() -> dict[str, int]:
+def byte_level_alphabet() -> dict[str, int]:
     """Which byte each character of a byte-level vocabulary stands for.
 
     Printable Latin-1 bytes stand for themselves, the others take the code points from 256 on.
