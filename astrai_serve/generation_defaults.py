@@ -10,7 +10,33 @@ _RANGES = {
     "temperature": (0, 2),
     "top_k": (0, 2**31 - 1),
     "top_p": (0, 1),
+    "min_p": (0, 1),
     "repetition_penalty": (1e-3, 100),
+}
+
+# what would change the text and is not done here; each with the values that change nothing
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "num_beams": (None, 1),
+    "penalty_alpha": (None, 0),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "encoder_repetition_penalty": (None, 1),
+    "typical_p": (None, 1),
+    "top_h": (None,),
+    "epsilon_cutoff": (None, 0),
+    "eta_cutoff": (None, 0),
+    "guidance_scale": (None, 1),
+    "bad_words_ids": (None, []),
+    "force_words_ids": (None, []),
+    "constraints": (None, []),
+    "sequence_bias": (None, [], {}),
+    "suppress_tokens": (None, []),
+    "begin_suppress_tokens": (None, []),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "stop_strings": (None, []),
+    "watermarking_config": (None,),
 }
 
 
@@ -21,6 +47,7 @@ class GenerationDefaults:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
 
     @classmethod
@@ -28,7 +55,8 @@ class GenerationDefaults:
         """Read a folder's wishes; without the file, nothing is filtered.
 
         Raises:
-            ValueError: the file is not JSON, or a value is out of range.
+            ValueError: the file is not JSON, a value is out of range, or a key asks for what is not
+                done here.
         """
         path = folder / "generation_config.json"
         if not path.is_file():
@@ -39,6 +67,12 @@ class GenerationDefaults:
             raise ValueError(f"{path} is not JSON: {error}") from None
         if not isinstance(content, dict):
             raise ValueError(f"{path} is not a JSON object")
+        for name, neutral in _NEUTRAL.items():
+            if content.get(name) not in neutral:
+                raise ValueError(
+                    f"{path}: {name} {content[name]!r} is not supported; take it out to serve the "
+                    "model without it"
+                )
         if content.get("do_sample") is False:
             return cls(temperature=0.0)
         values = {field.name: _number(content, field, path) for field in fields(cls)}
@@ -49,6 +83,7 @@ class GenerationDefaults:
         told = [f"temperature {self.temperature:g}"]
         told += [f"top_k {self.top_k}"] if self.top_k else []
         told += [f"top_p {self.top_p:g}"] if self.top_p != 1 else []
+        told += [f"min_p {self.min_p:g}"] if self.min_p else []
         penalty = self.repetition_penalty
         told += [f"repetition_penalty {penalty:g}"] if penalty != 1 else []
         return ", ".join(told)

@@ -131,7 +131,7 @@ class _SamplingBody(_Body):
                 top_k=max(0, _or(self.top_k, defaults.top_k)),
                 # the smallest set that reaches 0 is the most likely token alone
                 top_p=max(1e-9, _or(self.top_p, defaults.top_p)),
-                min_p=self.min_p or 0.0,
+                min_p=defaults.min_p if self.min_p is None else self.min_p,
                 repetition_penalty=_or(self.repetition_penalty, defaults.repetition_penalty),
                 presence_penalty=self.presence_penalty or 0.0,
                 frequency_penalty=self.frequency_penalty or 0.0,

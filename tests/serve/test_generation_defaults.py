@@ -16,10 +16,16 @@ def test_a_folder_without_the_file_filters_nothing(tmp_path):
 
 
 def test_the_folders_wishes_are_told(tmp_path):
-    wishes = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": [1, 2]}
+    wishes = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.1, "eos_token_id": [1, 2]}
     defaults = read(tmp_path, wishes)
-    assert defaults == GenerationDefaults(temperature=0.6, top_k=20, top_p=0.95)
-    assert str(defaults) == "temperature 0.6, top_k 20, top_p 0.95"
+    assert defaults == GenerationDefaults(temperature=0.6, top_k=20, top_p=0.95, min_p=0.1)
+    assert str(defaults) == "temperature 0.6, top_k 20, top_p 0.95, min_p 0.1"
+
+
+def test_a_wish_that_is_not_fulfilled_is_refused_by_name(tmp_path):
+    assert read(tmp_path, {"num_beams": 1, "typical_p": 1.0, "suppress_tokens": None})
+    with pytest.raises(ValueError, match=r"no_repeat_ngram_size 3 is not supported; take it out"):
+        read(tmp_path, {"no_repeat_ngram_size": 3})
 
 
 def test_a_folder_that_does_not_sample_is_greedy(tmp_path):
