@@ -59,11 +59,15 @@ def recover_folder(folder: Path) -> None:
 
 def point_last(folder: str | Path) -> None:
     """Let `last`, beside the checkpoint, name it from now on; the move is atomic."""
-    folder = Path(folder)
-    link = folder.parent / f"{_TEMPORARY}{LAST}-{os.getpid()}"
+    point(Path(folder), LAST)
+
+
+def point(folder: Path, name: str) -> None:
+    """Let a link beside a folder name it from now on; the move is atomic."""
+    link = folder.parent / f"{_TEMPORARY}{name}-{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
-    link.replace(folder.parent / LAST)
+    link.replace(folder.parent / name)
     _sync(folder.parent)
 
 

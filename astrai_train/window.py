@@ -14,13 +14,14 @@ from astrai_train.metrics import Sums
 T = TypeVar("T")
 
 
-class NonFiniteError(Exception):
+class NonFiniteError(ValueError):
     """The loss or the gradient of an optimizer step is infinite or NaN."""
 
     def __init__(self, step: int, blame: str) -> None:
         super().__init__(
-            f"optimizer step {step} has a loss or gradient that is infinite or NaN ({blame}); look "
-            "at that data, lower optimizer.lr, or leave such steps out with on_nonfinite: skip"
+            f"optimizer step {step} has a loss or gradient that is infinite or NaN ({blame}). The "
+            f"{step} steps before it are saved; look at that data, lower model.optimizer.lr, or "
+            "leave such steps out with --model.init_args.on_nonfinite skip"
         )
         self.step = step
 

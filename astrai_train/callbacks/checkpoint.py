@@ -11,6 +11,7 @@ One is written only between two optimizer steps, where no gradient is pending: w
 is at that moment is the weights and what `trainer/` holds, nothing else.
 """
 
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from astrai_core.checkpoint import Checkpoint
 from astrai_core.model import Transformer
 from astrai_train.callbacks.resume import Boundary, settle_loops
 from astrai_train.window import NonFiniteError
+
+_log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 BEST = "best"
@@ -294,17 +297,26 @@ class FolderCheckpoint(CheckpointCallback):
     def _keep_if_best(self, trainer: Trainer, metric: str) -> None:
         found = trainer.callback_metrics.get(metric)
         if found is None:
-            names = ", ".join(sorted(n for n in trainer.callback_metrics if n.startswith("val/")))
+            names = sorted(name for name in trainer.callback_metrics if name.startswith("val/"))
             raise ValueError(
-                f"checkpoint.best is {metric}, which this run does not report: choose one of {names}"
+                f"checkpoint.best is {metric}, which this run does not report: choose one of "
+                f"{', '.join(names)}"
             )
+        if not self.is_between_steps:
+            _log.warning(
+                "checkpoint.best: the validation in step %d is within an accumulation window, "
+                "where no checkpoint is possible; it is passed over. Let trainer."
+                "val_check_interval be a multiple of trainer.accumulate_grad_batches",
+                trainer.global_step,
+            )
+            return
         value, before = float(found), self._best_value
         if before is None or (value < before if self.mode == "min" else value > before):
             # on disk it still has the old value, since it begins with this validation
             self.save(trainer)
             self._best_value = value
             folder = self._folder(trainer)
-            if trainer.is_global_zero and folder.is_dir():
+            if trainer.is_global_zero and folder.is_dir():  # before the first step there is none
                 point(folder, BEST)
 
     def _save_if_due(self, trainer: Trainer) -> None:

@@ -11,6 +11,7 @@ save: the random numbers.
 # Lightning has no public way to ask where its loops are
 # pyright: reportPrivateUsage=false
 
+import copy
 import dataclasses
 import random
 from collections.abc import Iterable
@@ -23,6 +24,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from astrai_train.metrics_file import MetricsFile
+
+_OPTIMIZATION = "epoch_loop.automatic_optimization.optim_progress"
 
 BoundaryKind = Literal["batch", "validation", "epoch"]
 
@@ -46,6 +49,10 @@ class Boundary:
     `trainer.limit_train_batches` it does so before they do."""
     random: dict[str, Any]
     """Random numbers; kept, since a validation that follows may draw some."""
+    is_last_batch: bool
+    """Whether the epoch has no other batch."""
+    optimization: dict[str, Any]
+    """Lightning's counts of optimizer steps, which go on within the next one."""
 
     @classmethod
     def after_batch(cls, trainer: Trainer) -> "Boundary | None":
@@ -72,14 +79,17 @@ class Boundary:
                 state | {"ended": is_epoch_end} for state in fit._combined_loader._state_dicts()
             ],
             random=random_state(),
+            is_last_batch=progress.is_last_batch,
+            optimization=fit.epoch_loop.automatic_optimization.optim_progress.state_dict(),
         )
 
     def after_validation(self, trainer: Trainer) -> "Boundary":
-        """Return the same moment with its validation done."""
+        """Return the same moment with its validation just done."""
         if self.kind != "validation":
             return self
         is_epoch_end = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-        return dataclasses.replace(self, kind="epoch" if is_epoch_end else "batch")
+        kind: BoundaryKind = "epoch" if is_epoch_end else "batch"
+        return dataclasses.replace(self, kind=kind, random=random_state())
 
 
 def settle_loops(state: dict[str, Any], boundary: Boundary) -> None:
@@ -90,10 +100,10 @@ def settle_loops(state: dict[str, Any], boundary: Boundary) -> None:
         boundary: the moment to go on from.
     """
     state["state_dict"]["combined_loader"] = boundary.loaders
+    state[_OPTIMIZATION] = copy.deepcopy(boundary.optimization)
     # the step that ended with the last batch is counted by Lightning when it goes on
     state["epoch_loop.state_dict"]["_batches_that_stepped"] = boundary.step - 1
     done, total = boundary.num_batches, boundary.total_batches
-    last = state["epoch_loop.batch_progress"]["is_last_batch"]
     batches: dict[str, Any]
     validation = _progress(_counts(0), _counts(0)) | {"is_last_batch": False}
     epochs = boundary.epoch
@@ -108,13 +118,15 @@ def settle_loops(state: dict[str, Any], boundary: Boundary) -> None:
             ) | {"is_last_batch": False}
         case "validation":
             # as if stopped in the first batch of the validation, which therefore begins anew
-            batches = _progress(_counts(total), _counts(done)) | {"is_last_batch": last}
+            batches = _progress(_counts(total), _counts(done)) | {
+                "is_last_batch": boundary.is_last_batch
+            }
             validation["total"] = _counts(1) | {"processed": 0, "completed": 0}
         case "epoch":
             batches = _progress(_counts(total), _counts(0)) | {"is_last_batch": False}
             epoch_progress = _progress(_counts(epochs + 1), _counts(epochs + 1))
             _reset(state["epoch_loop.scheduler_progress"])
-            for progress in state["epoch_loop.automatic_optimization.optim_progress"].values():
+            for progress in state[_OPTIMIZATION].values():
                 _reset(progress)
     state["epoch_loop.batch_progress"] = batches
     state["epoch_loop.val_loop.batch_progress"] = validation
@@ -252,6 +264,7 @@ MAY_CHANGE = frozenset(
         "trainer.enable_model_summary",
         "trainer.profiler",
         "data.init_args.num_workers",
+        "model.init_args.on_nonfinite",
     }
 )
 """Keys that may differ between a run and its continuation: horizon, time limits and logging."""

@@ -47,6 +47,10 @@ class NumberedDataset(Dataset[Any], ABC):
     def collate(self, items: list[Any]) -> dict[str, Any]:
         """The batch of some items."""
 
+    @abstractmethod
+    def place(self, number: int) -> str:
+        """Where an item comes from: file and line."""
+
 
 class _RowDataset(NumberedDataset):
     """Rows of a window; number None is a row of padding.
@@ -67,6 +71,16 @@ class _RowDataset(NumberedDataset):
     @abstractmethod
     def row(self, number: int) -> Row:
         """The arrays of a row."""
+
+    @abstractmethod
+    def samples(self, number: int) -> Sequence[int]:
+        """Which samples a row holds, or parts of which."""
+
+    def place(self, number: int) -> str:
+        """Where a row's first and last samples come from."""
+        samples = self.samples(number)
+        first, last = (self.storage.place(sample) for sample in (samples[0], samples[-1]))
+        return f"row {number}: {first}" + (f" to {last}" if len(samples) > 1 else "")
 
     def collate(self, items: list[Tensors]) -> Tensors:
         """Stack rows to (B, T)."""
@@ -108,6 +122,14 @@ class SEQDataset(_RowDataset):
 
     def __len__(self) -> int:
         return num_stream_rows(self.storage.input_ids, self.window_size, self._stride)
+
+    def samples(self, number: int) -> Sequence[int]:
+        """The documents that a row has a part of."""
+        stream = self.storage.input_ids
+        start = number * self._stride
+        ends = np.array([start, min(start + self.window_size, stream.total) - 1])
+        first, last = np.searchsorted(stream.offsets, ends, side="right") - 1
+        return range(int(first), int(last) + 1)
 
     def row(self, number: int) -> Row:
         """The arrays of a row."""

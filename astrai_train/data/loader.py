@@ -6,10 +6,11 @@ batch is asked for, because Lightning makes more of them than it reads.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from astrai_train.data.datasets import NumberedDataset
 from astrai_train.data.sampler import ResumableDistributedSampler
@@ -17,6 +18,9 @@ from astrai_train.data.sampler import ResumableDistributedSampler
 
 class ResumableLoader:
     """Yields the data set's batches, of B items each; the last one is filled up with None.
+
+    Beside what the data set puts into it, a batch has the numbers of its `items`, (B,) int64, and
+    -1 for None.
 
     Each iteration is an epoch: it goes on where `load_state_dict` put it, or begins the next one.
     It is no `DataLoader`, so that Lightning leaves its sampler and its epochs alone.
@@ -71,9 +75,9 @@ class ResumableLoader:
 
     def _make_loader(self) -> DataLoader[Any]:
         return DataLoader(
-            self.dataset,
+            _Numbered(self.dataset),
             batch_sampler=_FullBatches(self._order, self.batch_size),
-            collate_fn=self.dataset.collate,
+            collate_fn=partial(_collate, self.dataset),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -96,6 +100,22 @@ class ResumableLoader:
         self._handed_out = state.get("handed_out", 0)
         # a checkpoint says so where the trainer ends its epochs before the data ends
         self._resumed = not state.get("ended", False)
+
+
+class _Numbered(Dataset[tuple[int | None, Any]]):
+    """Items with their numbers."""
+
+    def __init__(self, dataset: NumberedDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, number: int | None) -> tuple[int | None, Any]:
+        return number, self._dataset[number]
+
+
+def _collate(dataset: NumberedDataset, items: list[tuple[int | None, Any]]) -> dict[str, Any]:
+    batch = dataset.collate([item for _, item in items])
+    numbers = [-1 if number is None else number for number, _ in items]
+    return batch | {"items": torch.tensor(numbers, dtype=torch.int64)}
 
 
 class _FullBatches:

@@ -50,6 +50,11 @@ class Mixture(NumberedDataset):
         """The batch of some items; sources of one stage make the same batches."""
         return self.sources[0].collate(items)
 
+    def place(self, number: int) -> str:
+        """Where an item comes from."""
+        source, item = self.locate(number)
+        return self.sources[source].place(item)
+
     def locate(self, number: int) -> tuple[int, int]:
         """Number of the source that an item belongs to, and of the item in it."""
         if not 0 <= number < len(self):
