@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from astrai_core.command_line import CommandLineError, parse
+from astrai_core.interop import peft
 from astrai_serve.engine.config import EngineConfig
 from astrai_serve.generation_defaults import GenerationDefaults
 
@@ -37,7 +38,10 @@ class ServeOptions:
 
     model: Path
     """Model folder: config.json, safetensors, tokenizer.json. With --random_weights also a YAML
-    file of a model's fields, as those of configs/model."""
+    file of a model's fields, as those of configs/model. Or a LoRA checkpoint, which names its
+    base."""
+    adapter: Path | None = None
+    """Folder of a LoRA adapter, ours or PEFT's, to merge into the model."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: int = 8000
@@ -75,7 +79,7 @@ class ServeOptions:
     @property
     def name(self) -> str:
         """What clients call the model."""
-        path = self.model.resolve()
+        path = (self.adapter or self.model).resolve()
         return self.model_name or (path.stem if path.is_file() else path.name)
 
     @property
@@ -84,9 +88,19 @@ class ServeOptions:
         return self.tokenizer is None and self.model.is_file()
 
     @property
+    def text_folder(self) -> Path:
+        """The folder that has the tokenizer: an adapter may have been trained with its own."""
+        if self.tokenizer is None and self.adapter is not None:
+            return self.adapter if (self.adapter / "tokenizer.json").is_file() else self.model
+        return self.tokenizer or self.model
+
+    @property
     def described_in(self) -> Path:
         """The file that says what the model is."""
-        return self.model if self.model.is_file() else self.model / "config.json"
+        if self.model.is_file():
+            return self.model
+        config, adapter = self.model / "config.json", self.model / peft.CONFIG
+        return adapter if adapter.is_file() and not config.is_file() else config
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -115,7 +129,7 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
     """
     _check_files(options)
     keys = _read_keys(options.api_key_file)
-    defaults = GenerationDefaults.read(options.model)
+    defaults = GenerationDefaults.read(options.text_folder if options.adapter else options.model)
     from astrai_serve.api.server import bind
 
     with bind(options.host, options.port) as listener:
@@ -128,7 +142,9 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         if options.access_log:
             logging.getLogger("uvicorn.access").setLevel(logging.INFO)
-        source = ModelSource.find(options.model, options.dtype, options.random_weights)
+        source = ModelSource.find(
+            options.model, options.dtype, options.random_weights, options.adapter
+        )
         print(f"  {source.describe()}", flush=True)
         tokenizer = _load_tokenizer(options, source)
         try:
@@ -177,7 +193,14 @@ def _check_files(options: ServeOptions) -> None:
         )
     if not options.described_in.is_file():
         raise ValueError(f"--model {path} has no config.json: it is not a model folder")
-    text = options.tokenizer or path
+    if options.adapter is not None:
+        if not (options.adapter / peft.CONFIG).is_file():
+            raise ValueError(
+                f"--adapter {options.adapter} has no {peft.CONFIG}: it is not an adapter folder"
+            )
+        if options.random_weights:
+            raise ValueError("--adapter and --random_weights contradict each other; leave one out")
+    text = options.text_folder
     if not options.speaks_bytes and not (text / "tokenizer.json").is_file():
         raise ValueError(f"{text} has no tokenizer.json; --tokenizer names a folder that has one")
 
@@ -209,7 +232,7 @@ def _names(text: str) -> list[str]:
 def _load_tokenizer(options: ServeOptions, source: "ModelSource") -> "AutoTokenizer":
     from astrai_core.tokenizer import AutoTokenizer
 
-    folder = options.tokenizer or options.model
+    folder = options.text_folder
     if options.speaks_bytes:
         return AutoTokenizer.train([], _NUM_BYTE_TOKENS)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -247,6 +270,7 @@ def _report(
         "model": f"{settings.model_name}, {amount(source.num_parameters)} parameters, "
         f"{source.config.n_layers} layers, context {engine.max_context:,} tokens",
         "precision": f"{settings.dtype} ({source.why}), {threads} thread{'s' * (threads != 1)}",
+        **({"adapter": f"{source.adapter}, merged"} if source.adapter else {}),
         "KV cache": f"{tokens:,} tokens in pages of {config.page_size}, up to {size / 1e6:,.0f} "
         f"MB: room for {full:,} full context{'s' * (full != 1)}",
         "at once": f"{config.max_running_tasks} answers, {config.max_queued_tasks} more wait",

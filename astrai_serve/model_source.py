@@ -14,7 +14,14 @@ from safetensors import SafetensorError, safe_open
 from yaml import YAMLError
 
 from astrai_core.model import AutoModel, ModelConfig, Transformer
+from astrai_core.model.adapter import (
+    attach_adapter,
+    base_of,
+    is_adapter_folder,
+    read_adapter,
+)
 from astrai_core.model.auto import parse_config, read_config_json
+from astrai_core.model.lora import merge_lora
 from astrai_core.model.weights import weight_files
 
 Wish = Literal["auto", "float32", "bfloat16"]
@@ -34,20 +41,41 @@ class ModelSource:
     dtype: torch.dtype
     why: str
     """Why it has this number format."""
+    adapter: Path | None = None
+    """Folder of a LoRA adapter to merge into the weights."""
 
     @classmethod
-    def find(cls, path: Path, wish: Wish, is_random: bool) -> "ModelSource":
+    def find(
+        cls, path: Path, wish: Wish, is_random: bool, adapter: Path | None = None
+    ) -> "ModelSource":
         """Look at a model folder, or at a YAML file of `ModelConfig` fields.
+
+        Args:
+            path: the folder or file; of an adapter folder, its base is found.
+            wish: the number format.
+            is_random: draw the weights.
+            adapter: folder of an adapter over the model at `path`.
 
         Raises:
             ValueError: a file is missing or wrong; the message says which.
         """
+        if is_adapter_folder(path):
+            if adapter is not None:
+                raise ValueError(
+                    f"{path} is an adapter itself; pass its base's folder, or merge it into one "
+                    "first (astrai-model merge DIR --out FOLDER)"
+                )
+            path, adapter = base_of(path), path
         if path.is_file():
             config = _read_yaml(path)
         else:
             config, _ = parse_config(read_config_json(path), path)
+        if adapter is not None:
+            read_adapter(adapter)  # a bad one is refused before the model is read
         dtype, why = _choose_dtype(path, wish, is_random)
-        return cls(path=path, config=config, is_random=is_random, dtype=dtype, why=why)
+        return cls(
+            path=path, config=config, is_random=is_random, dtype=dtype, why=why, adapter=adapter
+        )
 
     @property
     def num_parameters(self) -> int:
@@ -81,7 +109,11 @@ class ModelSource:
             ValueError: a file is missing or wrong; the message says which.
         """
         if not self.is_random:
-            return AutoModel.from_pretrained(self.path, self.dtype)
+            model = AutoModel.from_pretrained(self.path, self.dtype)
+            if self.adapter is not None:
+                attach_adapter(model, self.adapter, self.path)
+                merge_lora(model)
+            return model
         with torch.device("meta"):
             model = Transformer(self.config).to(self.dtype)
         model.to_empty(device="cpu").reset_parameters()  # never in two formats at once

@@ -58,7 +58,7 @@ def base_of(folder: Path) -> Path:
     if is_adapter_folder(Path(named)):
         raise ValueError(
             f"{folder} is an adapter over the adapter {named}; merge that one into a model folder "
-            "first (astrai-model merge)"
+            "first (astrai-model merge DIR --out FOLDER)"
         )
     return Path(named)
 
@@ -93,15 +93,6 @@ def attach_adapter(model: Transformer, folder: Path, base: Path) -> None:
             f"{folder} adapts {unknown[0]}, which the base {base} does not have: it is the adapter "
             "of another model"
         )
-    found = digest(base)
-    if adapter.base_digest not in (None, found):
-        changed = f"the weights of {base} are not those that {folder} was trained on"
-        if adapter.base is None or base.resolve() == adapter.base.resolve():
-            raise ValueError(
-                f"{changed}: they have changed since; to use them all the same, pass a copy of "
-                f"that folder as --model, and --adapter {folder}"
-            )
-        _log.warning(changed)
     add_lora(model, adapter.config)
     wanted = adapter_state(model)
     missing = sorted(wanted.keys() - tensors.keys())
@@ -116,6 +107,15 @@ def attach_adapter(model: Transformer, folder: Path, base: Path) -> None:
             )
         with torch.no_grad():
             parameter.copy_(tensor)
+    found = digest(base)
+    if adapter.base_digest not in (None, found):
+        changed = f"the weights of {base} are not those that {folder} was trained on"
+        if adapter.base is None or base.resolve() == adapter.base.resolve():
+            raise ValueError(
+                f"{changed}: they have changed since; to use them all the same, pass a copy of "
+                f"that folder as --model, and --adapter {folder}"
+            )
+        _log.warning(changed)
     model.adapter = Adapter(config=adapter.config, base=base.resolve(), base_digest=found)
 
 

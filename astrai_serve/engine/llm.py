@@ -13,6 +13,7 @@ import torch
 
 from astrai_core.generation import Completion, FinishReason, GenerationEngine, SamplingParams
 from astrai_core.model import AutoModel, Transformer
+from astrai_core.model.lora import merge_lora
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_serve.engine.config import EngineConfig
 from astrai_serve.engine.core import EngineCore
@@ -28,7 +29,7 @@ class LLM(GenerationEngine):
     """A model to call.
 
     Args:
-        model: a model folder, or a model whose weights are read in place.
+        model: a model folder or a LoRA checkpoint, or a model whose weights are read in place.
         tokenizer: the tokenizer of a model given as such; None makes an `LLM` of token ids only.
             A folder brings its own.
         config: sizes and limits.
@@ -46,6 +47,7 @@ class LLM(GenerationEngine):
         if not isinstance(model, Transformer):
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
             model = AutoModel.from_pretrained(model, dtype=dtype)
+            merge_lora(model)
         self.tokenizer = tokenizer
         self.config = config or EngineConfig()
         if self.config.num_threads is not None:

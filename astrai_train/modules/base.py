@@ -372,7 +372,7 @@ def _build(
     if lora is not None and is_adapter_folder(init_from):
         raise ValueError(
             f"init_from {init_from} is an adapter itself; merge it first (astrai-model merge "
-            f"--adapter {init_from} --out FOLDER) and start from that folder"
+            f"{init_from} --out FOLDER) and start from that folder"
         )
     # float32 also where the folder is bfloat16, in which small updates would round to nothing
     model = AutoModel.from_pretrained(init_from, torch.float32).train()
