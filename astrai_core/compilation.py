@@ -24,9 +24,18 @@ def use_private_cache() -> Path:
     guessable name in the shared temporary folder. TORCHINDUCTOR_CACHE_DIR, where set, is kept.
     """
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = base / "astrai" / "compiled"
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o700)  # also where an older run left it open; fails if it is not ours
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private_cache("compiled"))
     return Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+
+
+def private_cache(name: str) -> Path:
+    """Make a folder for what is loaded and run again, which nobody else can write.
+
+    Raises:
+        OSError: there is no such place, or it is not ours.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "astrai" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # also where an older run left it open; fails if it is not ours
+    return folder

@@ -18,6 +18,15 @@ from astrai_core.model.adapter import (
     write_adapter,
 )
 from astrai_core.model.config import MODEL_TYPE, ModelConfig, read_json
+from astrai_core.model.quantization import (
+    Scheme,
+    described_scheme,
+    quantised_tensors,
+    quantize_,
+    scheme_of,
+    with_scheme,
+    without_scheme,
+)
 from astrai_core.model.transformer import Transformer
 from astrai_core.model.weights import (
     WEIGHTS,
@@ -42,31 +51,48 @@ class AutoModel:
         return Transformer(config).to(dtype)
 
     @staticmethod
-    def from_pretrained(folder: str | Path, dtype: torch.dtype | None = None) -> Transformer:
+    def from_pretrained(
+        folder: str | Path, dtype: torch.dtype | None = None, scheme: Scheme | None = None
+    ) -> Transformer:
         """Load a model folder, in evaluation mode.
 
         Args:
             folder: holds `config.json` and safetensors; a folder of ours or of a known Hugging Face
                 family, which then stays of its family when it is saved. Or a LoRA adapter, whose
                 base is loaded too; the model has adapted layers then, which `merge_lora` merges.
-            dtype: type of the weights; None keeps the folder's.
+            dtype: type of the weights, of those that are not quantised; None keeps the folder's.
+            scheme: quantise the weights, one after the other as they are read; None keeps them,
+                quantised or not.
 
         Raises:
             ValueError: a file or tensor is missing, truncated or unknown; the message says which.
+                Or the folder's weights are quantised by another scheme.
         """
         folder = Path(folder)
         if is_adapter_folder(folder):
             base = base_of(folder)
-            model = AutoModel.from_pretrained(base, dtype)
+            model = AutoModel.from_pretrained(base, dtype, scheme)
             attach_adapter(model, folder, base)
             return model
         origin = read_config_json(folder)
         config, is_ours = parse_config(origin, folder)
         with torch.device("meta"):
             model = Transformer(config)
+        stored = described_scheme(origin)
+        if scheme is not None and stored is not None and scheme != stored:
+            raise ValueError(
+                f"{folder} holds {stored} weights, which cannot become {scheme}; quantise the "
+                "folder it was made from"
+            )
+        used = scheme or stored
+        if used is not None:
+            quantize_(model, used)
         further = range(0) if is_ours else huggingface.further_layers(origin, config.n_layers)
-        assign_weights(model, _read_state(folder, config, further), folder, dtype)
-        model.origin = None if is_ours else huggingface.saved_config(origin)
+        state = _read_state(folder, config, further)
+        if scheme is not None and stored is None:
+            state = quantised_tensors(model, state)
+        assign_weights(model, state, folder, dtype)
+        model.origin = None if is_ours else huggingface.saved_config(without_scheme(origin))
         return model.eval()
 
     @staticmethod
@@ -85,7 +111,12 @@ class AutoModel:
             if model.adapter is not None:
                 write_adapter(temporary, model.adapter, adapter_state(model))
                 return
-            write_model(temporary, model.origin or model.config.to_dict(), model.state_dict())
+            write_model(temporary, config_json(model), model.state_dict())
+
+
+def config_json(model: Transformer) -> dict[str, object]:
+    """The `config.json` that says what the model is."""
+    return with_scheme(model.origin or model.config.to_dict(), scheme_of(model))
 
 
 def read_config_json(folder: Path) -> dict[str, object]:
@@ -106,6 +137,7 @@ def read_config_json(folder: Path) -> dict[str, object]:
 def parse_config(content: dict[str, object], folder: Path) -> tuple[ModelConfig, bool]:
     """Return the architecture that a `config.json` describes, and whether the format is ours."""
     try:
+        content = without_scheme(content)
         if content.get("model_type", MODEL_TYPE) == MODEL_TYPE:
             return ModelConfig.from_dict(content), True
         return ModelConfig.from_dict(huggingface.to_fields(content)), False
@@ -118,7 +150,8 @@ def write_model(folder: Path, config: Mapping[str, object], state: Mapping[str, 
     named = {huggingface.to_disk_name(name): tensor for name, tensor in state.items()}
     write_tensors(folder / WEIGHTS, named)
     # transformers reads the weights in the type that a foreign config.json names
-    dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    kinds = (t.dtype for name, t in state.items() if not name.endswith("_scale"))
+    dtype = str(next(t for t in kinds if t.is_floating_point)).removeprefix("torch.")
     config = {**config} | {key: dtype for key in ("dtype", "torch_dtype") if key in config}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -45,6 +45,10 @@ class Embedding(nn.Module):
         """Map ids (...) to (..., dim)."""
         return F.embedding(ids, self.weight)
 
+    def project(self, x: Tensor) -> Tensor:
+        """Map (..., dim) to (..., vocab), as the output layer of a model that ties the two."""
+        return F.linear(x, self.weight)
+
 
 class RMSNorm(nn.Module):
     """`x / sqrt(mean(x^2) + eps) * weight` over the last dimension (arXiv 1910.07467)."""

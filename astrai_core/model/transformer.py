@@ -5,7 +5,6 @@ Parameters carry Hugging Face's names, less the `model.` in front.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from astrai_core.model.attention import GQA, MLA, Rotation
@@ -85,8 +84,25 @@ class Transformer(nn.Module):
 
     @property
     def output_weight(self) -> nn.Parameter:
-        """The output layer's matrix (vocab, dim), the embedding's own when tied."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        """The output layer's matrix (vocab, dim), the embedding's own when tied.
+
+        Raises:
+            TypeError: it is quantised, so that there is no such matrix; `project` multiplies by it.
+        """
+        layer = self.embed_tokens if self.lm_head is None else self.lm_head
+        if not layer.weight.is_floating_point():
+            raise TypeError("the output layer is quantised: it has no matrix of numbers")
+        return layer.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the residual stream, whatever the matrices are stored in."""
+        return self.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.norm.weight.device
 
     def hidden_states(
         self,
@@ -116,7 +132,8 @@ class Transformer(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[-1], device=input_ids.device)
             position_ids = position_ids.expand(input_ids.shape)
-        x = self.embed_tokens(input_ids.reshape(-1))  # (N, dim)
+        # rows of a quantised embedding are float32 whatever the rest is
+        x = self.embed_tokens(input_ids.reshape(-1)).to(self.dtype)  # (N, dim)
         rotation = self.rotary_embedding(position_ids.reshape(-1))
         for block in self.layers:
             x = block(x, rotation, attention, routings)
@@ -126,7 +143,7 @@ class Transformer(nn.Module):
         """Map hidden states (..., dim) to logits (..., vocab)."""
         if self.lm_head is not None:
             return self.lm_head(hidden_states)
-        return F.linear(hidden_states, self.embed_tokens.weight)
+        return self.embed_tokens.project(hidden_states)
 
     def forward(
         self,

@@ -106,7 +106,9 @@ def assign_weights(
             raise ValueError(
                 f"{source}: {name} has shape {tuple(tensor.shape)}, config.json asks {wanted[name]}"
             )
-        if tensor.is_floating_point() != state[name].is_floating_point():
+        is_float = state[name].is_floating_point()
+        is_alike = is_float or tensor.dtype == state[name].dtype
+        if tensor.is_floating_point() != is_float or not is_alike:
             raise ValueError(f"{source}: {name} holds numbers of another kind ({tensor.dtype})")
         target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         if name not in parameters:

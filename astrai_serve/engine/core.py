@@ -81,7 +81,7 @@ class EngineCore:
         cls, model: Transformer, tokenizer: AutoTokenizer | None, config: EngineConfig
     ) -> "EngineCore":
         """Put the parts together for a model; without a tokenizer there is no text."""
-        dtype = model.embed_tokens.weight.dtype  # the output layer may be quantised
+        dtype = model.dtype
         if config.kv_dtype != "auto":
             dtype = getattr(torch, config.kv_dtype)
         max_context = min(config.max_context or model.config.max_len, model.config.max_len)
@@ -90,7 +90,7 @@ class EngineCore:
             page_bytes = KVStorage.bytes_per_token(model.config, dtype) * config.page_size
             affordable = int(config.kv_cache_gb * 1e9) // page_bytes
             num_pages = max(affordable, -(-max_context // config.page_size))
-        device = model.output_weight.device
+        device = model.device
         storage = KVStorage(model.config, num_pages, config.page_size, dtype, device)
         scheduler = InferenceScheduler(
             KVCache(num_pages, config.page_size, config.prefix_caching),

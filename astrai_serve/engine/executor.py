@@ -65,7 +65,7 @@ class Executor:
             Span(start=chunk.start, length=chunk.length, page_table=chunk.page_table)
             for chunk in chunks
         ]
-        device = self.model.output_weight.device
+        device = self.model.device
         output = self.model(
             torch.tensor(input_ids, device=device),
             torch.tensor(position_ids, device=device),

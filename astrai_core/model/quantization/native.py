@@ -1,0 +1,100 @@
+"""Our own kernels: compiled once for this machine's processor, kept in a private folder.
+
+Compiling takes seconds, loading what was compiled a moment. Where something is missing, torch's
+operators do the work, and `missing()` says in words what it was.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from astrai_core.compilation import private_cache
+
+_SOURCE = Path(__file__).with_name("linear.cpp")
+_FLAGS = (
+    "-O3", "-march=native", "-std=c++20", "-shared", "-fPIC",
+    # rint and the like become instructions, and a product and a sum stay two roundings as in torch
+    "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
+)  # fmt: skip
+_SECONDS = 300
+
+
+class NativeError(Exception):
+    """Why there are no kernels of our own, in words."""
+
+
+@functools.cache
+def load() -> None:
+    """Make the operators `torch.ops.astrai_native.*` exist, compiling them if need be.
+
+    Raises:
+        NativeError: this machine cannot; the message says what it lacks.
+    """
+    if not torch.cpu.get_capabilities().get("avx2"):
+        raise NativeError("the processor has no AVX2")
+    try:
+        library = _path()
+        if not library.is_file():
+            _compile(library)
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        raise NativeError(f"the compiled kernels cannot be kept or loaded: {error}") from error
+
+
+def adopt() -> None:
+    """Run `torch.ops.astrai.*_linear` natively from now on; `load` must have succeeded."""
+    _library().astrai_adopt()
+
+
+def instructions() -> str:
+    """Which of the processor's instructions the integer products use, by name."""
+    name = _library().astrai_instructions
+    name.restype = ctypes.c_char_p
+    return name().decode()
+
+
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(_path()))
+
+
+def _path() -> Path:
+    return private_cache("kernels") / f"linear-{_fingerprint()}.so"
+
+
+def _compile(library: Path) -> None:
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise NativeError(f"there is no C++ compiler ({os.environ.get('CXX', 'g++')})")
+    root = Path(torch.__file__).parent
+    # another process may be compiling too: the finished file gets its name in one step
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        made = Path(folder) / library.name
+        command = [
+            compiler, *_FLAGS, str(_SOURCE), "-o", str(made), "-isystem", str(root / "include"),
+            f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10",
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise NativeError(f"{compiler} took longer than {_SECONDS} s") from error
+        if done.returncode != 0:
+            lines = [line for line in done.stderr.splitlines() if "error" in line]
+            raise NativeError(f"{compiler} failed: {(lines or ['no message'])[0]}")
+        made.replace(library)
+
+
+@functools.cache
+def _fingerprint() -> str:
+    """Names what was compiled: by which source and flags, for which torch and processor."""
+    facts = (
+        _SOURCE.read_text("utf-8"), _FLAGS, os.environ.get("CXX", ""), torch.__version__,
+        sorted(torch.cpu.get_capabilities().items()),
+    )  # fmt: skip
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
