@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from astrai_core.command_line import CommandLineError, parse_one
 
@@ -25,6 +25,78 @@ class InfoOptions:
     """Print one JSON object, for programs."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Write a folder for transformers, or a GGUF file for llama.cpp, of exactly the same model."""
+
+    folder: Path
+    """Model folder, ours or of a Hugging Face family."""
+    format: Literal["hf", "gguf"]
+    """A folder that transformers loads with its own classes, or one file for llama.cpp."""
+    out: Path
+    """The folder or file to write; a model folder that is there is replaced."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """hf: type of the weights; null keeps it."""
+    type: Literal["f32", "f16", "bf16", "q8_0"] | None = None
+    """gguf: type of the matrices; null is f32, f16 or bf16, as the folder has it."""
+    pre: str | None = None
+    """gguf: llama.cpp's name of the rule that splits text before merging; null chooses the one
+    that gives our tokens, and refuses where none does."""
+
+    def __post_init__(self) -> None:
+        foreign = {"hf": ("type", "pre"), "gguf": ("dtype",)}[self.format]
+        for name in foreign:
+            if getattr(self, name) is not None:
+                other = "gguf" if self.format == "hf" else "hf"
+                raise ValueError(f"--{name} is for --format {other}; leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """Merge a LoRA adapter into its base: a whole model folder, which needs neither of them."""
+
+    folder: Path
+    """Folder of the adapter, ours or PEFT's; any checkpoint of a LoRA run is one."""
+    out: Path
+    """The model folder to write; one that is there is replaced."""
+    model: Path | None = None
+    """Model folder of the base; null is the one that the adapter names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """Write the folder with its weights in int8 or int4: faster to serve, and not to be trained."""
+
+    folder: Path
+    """Model folder, ours or of a Hugging Face family."""
+    out: Path
+    """The model folder to write; one that is there is replaced."""
+    weights: Literal["w8a8", "int8", "int4"] = "w8a8"
+    """w8a8 multiplies int8 weights by int8 activations; int8 and int4 round the weights alone."""
+
+
+def _quantize(options: QuantizeOptions) -> str:
+    from astrai_core.folder_quantization import quantize_folder
+
+    return quantize_folder(options.folder, options.out, options.weights)
+
+
+def _export(options: ExportOptions) -> str:
+    if options.format == "hf":
+        from astrai_core.folder_export import export_huggingface
+
+        return export_huggingface(options.folder, options.out, options.dtype)
+    from astrai_core.folder_export import export_gguf
+
+    return export_gguf(options.folder, options.out, options.type, options.pre)
+
+
+def _merge(options: MergeOptions) -> str:
+    from astrai_core.folder_merge import merge_folder
+
+    return merge_folder(options.folder, options.model, options.out)
+
+
 def _info(options: InfoOptions) -> str:
     from astrai_core.folder_info import read_folder
 
@@ -35,6 +107,9 @@ def _info(options: InfoOptions) -> str:
 # a command's options, and what it does with them; what is returned is printed
 _COMMANDS: dict[str, tuple[type, Callable[[Any], str]]] = {
     "info": (InfoOptions, _info),
+    "export": (ExportOptions, _export),
+    "merge": (MergeOptions, _merge),
+    "quantize": (QuantizeOptions, _quantize),
 }
 
 

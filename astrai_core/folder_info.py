@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from astrai_core.interop.huggingface import from_disk_name
+from astrai_core.interop.huggingface import from_disk_name, further_layers, layer_of
 from astrai_core.model import ModelConfig, Transformer
 from astrai_core.model.auto import parse_config, read_config_json
 from astrai_core.model.weights import weight_files
@@ -144,7 +144,8 @@ def read_folder(folder: Path) -> FolderInfo:
     content = read_config_json(folder)
     config, is_ours = parse_config(content, folder)
     sizes = _sizes(config)
-    stored, files = _check_stored(folder, config, sizes)
+    further = range(0) if is_ours else further_layers(content, config.n_layers)
+    stored, files = _check_stored(folder, config, sizes, further)
     total = sum(sizes.values())
     counts: Counter[str] = Counter()
     for name, size in sizes.items():
@@ -176,9 +177,12 @@ def _sizes(config: ModelConfig) -> dict[str, int]:
 
 
 def _check_stored(
-    folder: Path, config: ModelConfig, wanted: Mapping[str, int]
+    folder: Path, config: ModelConfig, wanted: Mapping[str, int], further: range
 ) -> tuple[dict[str, int], list[Path]]:
-    """Count the numbers of each type in the weight files, which must be the architecture's."""
+    """Count the numbers of each type in the weight files, which must be the architecture's.
+
+    Layers in `further` only predict tokens further ahead, and nothing here loads them.
+    """
     files = weight_files(folder)
     found: dict[str, int] = {}
     kinds: Counter[str] = Counter()
@@ -188,6 +192,8 @@ def _check_stored(
                 for disk_name in tensors.keys():  # noqa: SIM118 - not a dict
                     name = from_disk_name(disk_name)
                     if name is None or (config.tie_weight and name == "lm_head.weight"):
+                        continue
+                    if layer_of(name) in further:
                         continue
                     view = tensors.get_slice(disk_name)
                     size = 1
