@@ -82,7 +82,7 @@ class InspectOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CurriculumOptions:
-    """Write the built-in bilingual curriculum: train.jsonl, val.jsonl and held_out.jsonl."""
+    """Write the built-in bilingual curriculum: train.jsonl, val.jsonl, held_out.jsonl and pairs."""
 
     out: Path
     """Folder to write."""
@@ -90,6 +90,8 @@ class CurriculumOptions:
     """Number of training items; a chat holds one or several."""
     held_out: int = 200
     """Number of held-out chats of each task."""
+    pairs: int = 4000
+    """Number of right answers beside wrong ones in train_pairs.jsonl, for stage dpo."""
     seed: int = 0
     """Another seed draws other items."""
 
@@ -275,10 +277,12 @@ def inspect_files(options: InspectOptions) -> None:
 
 def curriculum(options: CurriculumOptions) -> None:
     """Run `astrai-data curriculum`."""
-    from astrai_train.data.curriculum import write_curriculum
+    from astrai_train.data.curriculum import VAL_PER_TASK, write_curriculum, write_pairs
 
     for path in write_curriculum(options.out, options.train, options.held_out, options.seed):
         print(f"{path}: {sum(1 for _ in read_records(path)):,} chats")
+    for path in write_pairs(options.out, options.pairs, VAL_PER_TASK, options.seed):
+        print(f"{path}: {sum(1 for _ in read_records(path)):,} pairs")
 
 
 def corpora(options: CorporaOptions) -> None:

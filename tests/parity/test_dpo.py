@@ -116,9 +116,10 @@ def ours(folder, options, batch_size):
 def theirs(folder, options, batch_size, out):
     import datasets
     import transformers
-    import trl
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
 
-    config = trl.DPOConfig(
+    config = DPOConfig(
         output_dir=str(out),
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
@@ -156,7 +157,7 @@ def theirs(folder, options, batch_size, out):
         sync_ref_model=False,
         router_aux_loss_coef=None,
     )
-    trainer = trl.DPOTrainer(
+    trainer = DPOTrainer(
         model=transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
         args=config,
         train_dataset=datasets.Dataset.from_list(PAIRS),

@@ -7,13 +7,13 @@ so that their figures are about the task.
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
 from astrai_train.data.curriculum.generator import TASKS, generate, mixture
 from astrai_train.data.curriculum.item import Item
+from astrai_train.data.curriculum.whole_file import write_lines
 
 VAL_PER_TASK = 40
 MAX_JOINED = 3
@@ -72,14 +72,4 @@ def write_curriculum(
 
 
 def _write(path: Path, items: Iterable[Item]) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for item in items:
-                file.write(json.dumps(record(item), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_lines(path, (json.dumps(record(item), ensure_ascii=False) for item in items))
