@@ -197,10 +197,10 @@ def run_ours(objective: str, name: str, folder: Path, steps: int) -> tuple[Secon
     }
     if objective == "grpo":
         arguments |= {
-            "model.init_args.engine": "astrai_serve.LLM",
+            "model.init_args.engine.class_path": "astrai_serve.LLM",
             "model.init_args.rewards": '["benchmark_rewards.length"]',
             "model.init_args.rollout.num_generations": COMPLETIONS,
-            "model.init_args.rollout.max_completion_tokens": NEW_TOKENS,
+            "model.init_args.rollout.max_completion": NEW_TOKENS,
         }
         sys.path.insert(0, str(folder))
     with contextlib.redirect_stdout(io.StringIO()):
