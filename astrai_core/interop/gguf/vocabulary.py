@@ -3,7 +3,9 @@
 llama.cpp knows the splitting rules of published tokenizers by name and can take no other. Ours
 keeps runs of Han, and numerals, apart from the letters beside them; the nearest rule, `qwen35`, is
 the same but for that. So it gives the same tokens exactly where no merge could reach across a place
-that only our rule splits, which is decided for each vocabulary.
+that only our rule splits, which is decided for each vocabulary. One thing remains: the few Han that
+Unicode counts as symbols (radicals, U+2E80 to U+2FD5) go with the marks beside them there, with the
+Han beside them here.
 """
 
 import json
