@@ -17,7 +17,7 @@ TEXTS = [f"{a} plus {b} is {a + b}. 你好，世界！" for a in range(9) for b 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A tokenizer, a model folder and records of both stages."""
+    """A tokenizer, a model folder and records of each stage."""
     folder = tmp_path_factory.mktemp("configs")
     tokenizer = AutoTokenizer.train(TEXTS, 290)
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -29,6 +29,8 @@ def world(tmp_path_factory) -> Path:
     ]
     write(folder / "seq.jsonl", [{"text": text} for text in TEXTS])
     write(folder / "sft.jsonl", [{"messages": messages}] * 40)
+    pair = {"prompt": "1+1?", "chosen": "2", "rejected": "3 or so"}
+    write(folder / "dpo.jsonl", [pair] * 40)
     return folder
 
 
