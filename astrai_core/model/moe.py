@@ -256,10 +256,12 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, list[Tensor]], output: Tensor)
     ctx.save_for_backward(x, ends, *weights)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, list[Tensor]]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, list[Tensor | None]]:
     x, ends, *weights = ctx.saved_tensors
     grad = grad.contiguous()
     of_input = torch.ops.astrai.grouped_linear_input(grad, ends, weights)
+    if not any(ctx.needs_input_grad[2]):  # adapters are trained around frozen experts
+        return of_input, None, [None] * len(weights)
     of_weights = torch.ops.astrai.grouped_linear_weights(grad, x, ends)
     return of_input, None, [g.to(w.dtype) for g, w in zip(of_weights, weights, strict=True)]
 

@@ -193,6 +193,18 @@ def test_compiled_training_equals_eager():
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+def test_frozen_experts_cost_no_gradients():
+    moe, x = make(), torch.randn(9, 16, requires_grad=True)
+    moe(x).square().mean().backward()
+    expected, x.grad = x.grad, None
+    moe.experts.requires_grad_(False)
+    with torch.profiler.profile() as profile:
+        moe(x).square().mean().backward()
+    assert "astrai::grouped_linear_weights" not in {event.key for event in profile.key_averages()}
+    assert all(parameter.grad is not None for parameter in moe.gate.parameters())
+    torch.testing.assert_close(x.grad, expected)
+
+
 def test_autocast_leaves_the_router_alone():
     moe, x = make(), torch.randn(33, 16)
     plain = moe.gate(x)
