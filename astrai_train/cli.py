@@ -160,7 +160,7 @@ def _report(options: list[str]) -> None:
 def _run(command: str, options: list[str]) -> None:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from astrai_train.callbacks.preemption import StoppedBySignalError
+    from astrai_train.callbacks.preemption import StoppedBySignalError, TimeIsUpError
     from astrai_train.option_errors import explain
     from astrai_train.run import FinishedError, Run
 
@@ -176,6 +176,8 @@ def _run(command: str, options: list[str]) -> None:
     except StoppedBySignalError as error:
         _say(f"{error}; the same command goes on from there", sys.stderr)
         sys.exit(error.exit_code)
+    except TimeIsUpError as error:
+        _say(f"{error}; the same command goes on from there")
     except (ValueError, MisconfigurationException) as error:
         _fail(error, 2 if run is None else 1, explain(str(error)))
     except OSError as error:

@@ -19,6 +19,7 @@ import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from astrai_core.atomic_folder import read_last
@@ -163,7 +164,8 @@ class Run(LightningCLI):
         """Build the trainer with everything that a run of ours has."""
         given = self._get(self.config_init, "trainer")
         checkpoint = self._get(self.config_init, "checkpoint")
-        self.preemption = Preemption(checkpoint)
+        limit = None if given.max_time is None else Timer(given.max_time).time_remaining()
+        self.preemption = Preemption(checkpoint, limit)
         callbacks = [*_listed(given.callbacks), Resume(), self.preemption]
         if given.enable_progress_bar is not False and not given.barebones:
             callbacks.append(progress(given.log_every_n_steps))
@@ -173,6 +175,7 @@ class Run(LightningCLI):
         return super().instantiate_trainer(
             callbacks=callbacks,
             logger=logger,
+            max_time=None,
             plugins=[*_listed(given.plugins), FolderCheckpointIO(self.model)],
             **kwargs,
         )

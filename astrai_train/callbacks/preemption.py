@@ -4,8 +4,10 @@ A handler only sets a flag, which the training thread reads where a checkpoint i
 Lightning's own handler raises wherever a batch happens to end, and exits with 0 or 1.
 """
 
+import math
 import os
 import signal
+import time
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -33,15 +35,29 @@ class StoppedBySignalError(Exception):
         return 128 + self.number
 
 
+class TimeIsUpError(Exception):
+    """The run was saved and ended, because it had no more time."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"trainer.max_time is over after step {step}")
+
+
 class Preemption(Callback):
     """End the run at its next optimizer step after a signal; a second signal ends it at once.
 
+    It does the same when the time is up. Lightning's timer ends a run within an accumulation
+    window, whose micro-batches are lost, and counts what earlier runs of a folder took.
+
     Args:
         checkpoint: saves the run.
+        max_time: seconds of training before it ends; None sets no bound.
     """
 
-    def __init__(self, checkpoint: FolderCheckpoint) -> None:
+    def __init__(self, checkpoint: FolderCheckpoint, max_time: float | None = None) -> None:
         self._checkpoint = checkpoint
+        self._max_time = max_time
+        self._ends_at = math.inf
+        self._is_time_up = False
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
         self._process = os.getpid()
@@ -54,6 +70,8 @@ class Preemption(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over, from Lightning too."""
         self._process = os.getpid()
+        if self._max_time is not None:
+            self._ends_at = time.monotonic() + self._max_time
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
         # a rollout is long; but ranks can only stop together, which is between steps
@@ -64,7 +82,11 @@ class Preemption(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let ranks agree, so that all save the same step."""
+        self._is_time_up = time.monotonic() >= self._ends_at
         if trainer.world_size > 1:
+            if self._max_time is not None:
+                strategy = trainer.strategy
+                self._is_time_up = strategy.reduce_boolean_decision(self._is_time_up, all=False)
             mine = self._received is not None
             if trainer.strategy.reduce_boolean_decision(mine, all=False) and not mine:
                 self._received = int(signal.SIGTERM)
@@ -105,10 +127,12 @@ class Preemption(Callback):
         self._restore()
 
     def _stop(self, trainer: Trainer) -> None:
-        if self._received is None or trainer.sanity_checking:
+        if trainer.sanity_checking or (self._received is None and not self._is_time_up):
             return
         if self._checkpoint.is_between_steps:
             self._checkpoint.save(trainer)
+            if self._received is None:
+                raise TimeIsUpError(trainer.global_step)
             raise StoppedBySignalError(self._received, trainer.global_step)
 
     def _handle(self, number: int, _: FrameType | None) -> None:

@@ -274,7 +274,7 @@ _REPORTS = {
     "astrai_train.callbacks.throughput.Throughput",
 }
 
-HORIZON = tuple(f"trainer.{name}" for name in ("max_steps", "max_epochs", "max_time"))
+HORIZON = tuple(f"trainer.{name}" for name in ("max_steps", "max_epochs"))
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
