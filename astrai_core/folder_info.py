@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from astrai_core.interop.huggingface import from_disk_name, further_layers, layer_of
 from astrai_core.model import ModelConfig, Transformer
 from astrai_core.model.auto import parse_config, read_config_json
+from astrai_core.model.quantization import Scheme, described_scheme, quantize_
 from astrai_core.model.weights import weight_files
 from astrai_core.tokenizer import AutoTokenizer
 
@@ -145,7 +146,8 @@ def read_folder(folder: Path) -> FolderInfo:
     config, is_ours = parse_config(content, folder)
     sizes = _sizes(config)
     further = range(0) if is_ours else further_layers(content, config.n_layers)
-    stored, files = _check_stored(folder, config, sizes, further)
+    stored_sizes = _sizes(config, described_scheme(content))
+    stored, files = _check_stored(folder, config, stored_sizes, further)
     total = sum(sizes.values())
     counts: Counter[str] = Counter()
     for name, size in sizes.items():
@@ -171,9 +173,12 @@ def read_folder(folder: Path) -> FolderInfo:
     )
 
 
-def _sizes(config: ModelConfig) -> dict[str, int]:
+def _sizes(config: ModelConfig, scheme: Scheme | None = None) -> dict[str, int]:
     with torch.device("meta"):
-        return {name: tensor.numel() for name, tensor in Transformer(config).state_dict().items()}
+        model = Transformer(config)
+        if scheme is not None:
+            quantize_(model, scheme)
+    return {name: tensor.numel() for name, tensor in model.state_dict().items()}
 
 
 def _check_stored(

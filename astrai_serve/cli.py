@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PROGRAM = "astrai-serve"
 KEYS_VARIABLE = "ASTRAI_API_KEYS"
 _NUM_BYTE_TOKENS = 259  # bytes and the chat template's three marks
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -50,6 +51,9 @@ class ServeOptions:
     """What clients call the model; empty is the folder's name."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the weights; auto is the folder's own where this CPU computes in it."""
+    weights: Literal["auto", "fp32", "bf16", "w8a8", "int8", "int4"] = "auto"
+    """What the weights are rounded to as they are read: w8a8, int8 or int4; fp32 and bf16 are
+    --dtype by other names. auto takes them as they are in the folder, quantised or not."""
     tokenizer: Path | None = None
     """Folder of the tokenizer, if not the model's."""
     random_weights: bool = False
@@ -71,6 +75,11 @@ class ServeOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port must be from 0 to 65535, not {self.port}")
+        if self.weights in ("fp32", "bf16") and self.dtype not in ("auto", _DTYPES[self.weights]):
+            raise ValueError(
+                f"--weights {self.weights} and --dtype {self.dtype} contradict each other; leave "
+                "one of them out"
+            )
         if not 0 < self.max_body_mb <= 1024:
             raise ValueError(f"--max_body_mb must be above 0 and at most 1024: {self.max_body_mb}")
         if not 0 <= self.drain_seconds <= 3600:
@@ -143,7 +152,11 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
         if options.access_log:
             logging.getLogger("uvicorn.access").setLevel(logging.INFO)
         source = ModelSource.find(
-            options.model, options.dtype, options.random_weights, options.adapter
+            options.model,
+            options.dtype,
+            options.random_weights,
+            options.adapter,
+            options.weights,
         )
         print(f"  {source.describe()}", flush=True)
         tokenizer = _load_tokenizer(options, source)
@@ -155,12 +168,12 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
                 raise
             raise MemoryError(
                 f"{options.model} does not fit into this machine's memory; "
-                "try --dtype bfloat16, or a smaller --kv_cache_gb or --num_pages"
+                "try --weights w8a8, or a smaller --kv_cache_gb or --num_pages"
             ) from error
         settings = ServerSettings(
             model_name=options.name,
             created=int(options.described_in.stat().st_mtime),
-            dtype=dtype_name(source.dtype),
+            dtype=source.scheme or dtype_name(source.dtype),
             api_keys=keys,
             allowed_hosts=_allowed_hosts(options),
             cors_origins=tuple(_names(options.cors_origins)),
@@ -269,7 +282,7 @@ def _report(
     rows = {
         "model": f"{settings.model_name}, {amount(source.num_parameters)} parameters, "
         f"{source.config.n_layers} layers, context {engine.max_context:,} tokens",
-        "precision": f"{settings.dtype} ({source.why}), {threads} thread{'s' * (threads != 1)}",
+        "precision": f"{_precision(source)}, {threads} thread{'s' * (threads != 1)}",
         **({"adapter": f"{source.adapter}, merged"} if source.adapter else {}),
         "KV cache": f"{tokens:,} tokens in pages of {config.page_size}, up to {size / 1e6:,.0f} "
         f"MB: room for {full:,} full context{'s' * (full != 1)}",
@@ -280,6 +293,17 @@ def _report(
         "stop": "Ctrl-C",
     }
     return "\n".join(f"  {name:<10}{text}" for name, text in rows.items())
+
+
+def _precision(source: "ModelSource") -> str:
+    """Number format of the weights and of the rest, and who computes with it."""
+    from astrai_core.model.quantization import choose
+    from astrai_serve.model_source import dtype_name
+
+    rest = f"{dtype_name(source.dtype)} ({source.why})"
+    if source.scheme is None:
+        return rest
+    return f"{source.scheme} weights (kernels: {choose().reason}), the rest {rest}"
 
 
 def _access(options: ServeOptions, settings: "ServerSettings") -> str:

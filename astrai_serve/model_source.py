@@ -22,10 +22,13 @@ from astrai_core.model.adapter import (
 )
 from astrai_core.model.auto import parse_config, read_config_json
 from astrai_core.model.lora import merge_lora
+from astrai_core.model.quantization import Scheme, described_scheme, quantize_
 from astrai_core.model.weights import weight_files
 
 Wish = Literal["auto", "float32", "bfloat16"]
+Weights = Literal["auto", "fp32", "bf16", "w8a8", "int8", "int4"]
 
+_DTYPES: dict[str, Wish] = {"fp32": "float32", "bf16": "bfloat16"}
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _MEMORY = Path("/proc/meminfo")
 
@@ -43,10 +46,17 @@ class ModelSource:
     """Why it has this number format."""
     adapter: Path | None = None
     """Folder of a LoRA adapter to merge into the weights."""
+    scheme: Scheme | None = None
+    """How the weights are quantised."""
 
     @classmethod
     def find(
-        cls, path: Path, wish: Wish, is_random: bool, adapter: Path | None = None
+        cls,
+        path: Path,
+        wish: Wish,
+        is_random: bool,
+        adapter: Path | None = None,
+        weights: Weights = "auto",
     ) -> "ModelSource":
         """Look at a model folder, or at a YAML file of `ModelConfig` fields.
 
@@ -55,6 +65,8 @@ class ModelSource:
             wish: the number format.
             is_random: draw the weights.
             adapter: folder of an adapter over the model at `path`.
+            weights: quantise them by a scheme, or refuse those that are; auto takes them as they
+                are.
 
         Raises:
             ValueError: a file is missing or wrong; the message says which.
@@ -66,15 +78,27 @@ class ModelSource:
                     "first (astrai-model merge DIR --out FOLDER)"
                 )
             path, adapter = base_of(path), path
+        stored = None
         if path.is_file():
             config = _read_yaml(path)
         else:
-            config, _ = parse_config(read_config_json(path), path)
+            content = read_config_json(path)
+            config, _ = parse_config(content, path)
+            stored = None if is_random else described_scheme(content)
+        scheme = _choose_scheme(path, stored, weights, adapter)
         if adapter is not None:
             read_adapter(adapter)  # a bad one is refused before the model is read
+        if weights in _DTYPES:
+            wish = _DTYPES[weights]
         dtype, why = _choose_dtype(path, wish, is_random)
         return cls(
-            path=path, config=config, is_random=is_random, dtype=dtype, why=why, adapter=adapter
+            path=path,
+            config=config,
+            is_random=is_random,
+            dtype=dtype,
+            why=why,
+            adapter=adapter,
+            scheme=scheme,
         )
 
     @property
@@ -89,16 +113,17 @@ class ModelSource:
         Raises:
             MemoryError: more than there is.
         """
-        count = self.num_parameters
-        needed = count * self.dtype.itemsize
-        told = f"{amount(count)} parameters, {_size(needed)} in {dtype_name(self.dtype)}"
-        if self.dtype is torch.float32:
+        needed = self._num_bytes
+        kind = dtype_name(self.dtype) if self.scheme is None else f"{self.scheme} weights"
+        told = f"{amount(self.num_parameters)} parameters, {_size(needed)} in {kind}"
+        if self.dtype is torch.float32 and self.scheme is None:
             told += f" ({_size(needed // 2)} in bfloat16)"
         available = _available_memory()
         if available is None:
             return told
         if needed > available:
-            hint = "--dtype bfloat16 halves that" if self.dtype is torch.float32 else "stop others"
+            can_shrink = self.dtype is torch.float32 and self.scheme is None
+            hint = "--dtype bfloat16 halves that" if can_shrink else "stop others"
             raise MemoryError(f"{self.path}: {told}, but only {_size(available)} are free; {hint}")
         return f"{told}; {_size(available)} of memory are free"
 
@@ -108,16 +133,28 @@ class ModelSource:
         Raises:
             ValueError: a file is missing or wrong; the message says which.
         """
-        if not self.is_random:
+        if not self.is_random and self.adapter is None:
+            return AutoModel.from_pretrained(self.path, self.dtype, self.scheme)
+        if self.adapter is not None:
             model = AutoModel.from_pretrained(self.path, self.dtype)
-            if self.adapter is not None:
-                attach_adapter(model, self.adapter, self.path)
-                merge_lora(model)
-            return model
+            attach_adapter(model, self.adapter, self.path)
+            merge_lora(model)
+        else:
+            with torch.device("meta"):
+                model = Transformer(self.config).to(self.dtype)
+            model.to_empty(device="cpu").reset_parameters()  # never in two formats at once
+        if self.scheme is not None:
+            quantize_(model, self.scheme)
+        return model.eval()
+
+    @property
+    def _num_bytes(self) -> int:
+        """Memory of the weights, as they will lie there."""
         with torch.device("meta"):
             model = Transformer(self.config).to(self.dtype)
-        model.to_empty(device="cpu").reset_parameters()  # never in two formats at once
-        return model.eval()
+            if self.scheme is not None:
+                quantize_(model, self.scheme)
+        return sum(t.numel() * t.element_size() for t in model.state_dict().values())
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -165,6 +202,24 @@ def _choose_dtype(path: Path, wish: Wish, is_random: bool) -> tuple[torch.dtype,
     return torch.float32, f"this CPU does not compute in the folder's {dtype_name(stored)}"
 
 
+def _choose_scheme(
+    path: Path, stored: Scheme | None, weights: Weights, adapter: Path | None
+) -> Scheme | None:
+    if stored is None:
+        return None if weights in ("auto", "fp32", "bf16") else weights
+    if weights not in ("auto", stored):
+        raise ValueError(
+            f"--weights {weights}: {path} holds {stored} weights, and the numbers they were "
+            "rounded from are not there; pass the folder it was made from"
+        )
+    if adapter is not None:
+        raise ValueError(
+            f"{path} holds {stored} weights, which no adapter can be merged into; pass the folder "
+            f"it was made from, with --weights {stored}"
+        )
+    return stored
+
+
 def _stored_dtype(folder: Path) -> torch.dtype:
     """Number format of the folder's weights; the first one that is one stands for all."""
     file = weight_files(folder)[0]
@@ -172,7 +227,7 @@ def _stored_dtype(folder: Path) -> torch.dtype:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 stored = str(tensors.get_slice(name).get_dtype())
-                if stored in _STORED:
+                if stored in _STORED and not name.endswith("_scale"):
                     return _STORED[stored]
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or not a safetensors file ({error})") from error

@@ -70,8 +70,13 @@ class AutoModel:
         """
         folder = Path(folder)
         if is_adapter_folder(folder):
+            if scheme is not None:
+                raise ValueError(
+                    f"{folder} is an adapter, whose base cannot be {scheme} under it; merge it "
+                    f"first (astrai-model merge {folder} --out FOLDER)"
+                )
             base = base_of(folder)
-            model = AutoModel.from_pretrained(base, dtype, scheme)
+            model = AutoModel.from_pretrained(base, dtype)
             attach_adapter(model, folder, base)
             return model
         origin = read_config_json(folder)

@@ -14,6 +14,7 @@ import torch
 from astrai_core.generation import Completion, FinishReason, GenerationEngine, SamplingParams
 from astrai_core.model import AutoModel, Transformer
 from astrai_core.model.lora import merge_lora
+from astrai_core.model.quantization import Scheme
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_serve.engine.config import EngineConfig
 from astrai_serve.engine.core import EngineCore
@@ -34,6 +35,7 @@ class LLM(GenerationEngine):
             A folder brings its own.
         config: sizes and limits.
         dtype: type of the weights of a folder; None keeps the folder's.
+        weights: quantise the weights of a folder by this scheme; None keeps them as they are.
     """
 
     def __init__(
@@ -43,10 +45,11 @@ class LLM(GenerationEngine):
         config: EngineConfig | None = None,
         *,
         dtype: torch.dtype | None = None,
+        weights: Scheme | None = None,
     ):
         if not isinstance(model, Transformer):
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
-            model = AutoModel.from_pretrained(model, dtype=dtype)
+            model = AutoModel.from_pretrained(model, dtype, weights)
             merge_lora(model)
         self.tokenizer = tokenizer
         self.config = config or EngineConfig()

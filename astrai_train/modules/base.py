@@ -38,8 +38,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from astrai_core.compilation import missing_compiler, use_private_cache
 from astrai_core.model import AutoModel, ModelConfig, PackedAttention, Transformer
 from astrai_core.model.adapter import adapt, is_adapter_folder
+from astrai_core.model.auto import read_config_json
 from astrai_core.model.lora import LoRAConfig, merge_lora
 from astrai_core.model.moe import Routing
+from astrai_core.model.quantization import described_scheme
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.expert_balance import BalanceConfig, ExpertBalance, RowLoads, count_loads
 from astrai_train.losses import IGNORED
@@ -373,6 +375,11 @@ def _build(
         raise ValueError(
             f"init_from {init_from} is an adapter itself; merge it first (astrai-model merge "
             f"{init_from} --out FOLDER) and start from that folder"
+        )
+    if (scheme := described_scheme(read_config_json(init_from))) is not None:
+        raise ValueError(
+            f"init_from {init_from} holds {scheme} weights, which cannot learn; start from the "
+            "folder it was made from, and quantise what comes out"
         )
     # float32 also where the folder is bfloat16, in which small updates would round to nothing
     model = AutoModel.from_pretrained(init_from, torch.float32).train()

@@ -88,10 +88,10 @@ def test_a_width_that_has_no_groups_is_refused_by_layer():
         quantize_(Transformer(ModelConfig(vocab_size=8, dim=24, n_layers=1, n_heads=2)), "int4")
 
 
-@pytest.mark.parametrize("name", kernels._TORCH)
+@pytest.mark.parametrize("name", kernels.TORCH_KERNELS)
 def test_torch_kernels_agree_with_int64_or_are_not_used(name):
-    kernel = kernels._TORCH[name]
-    if not kernels._is_exact(kernel):
+    kernel = kernels.TORCH_KERNELS[name]
+    if not kernels.is_exact(kernel):
         pytest.skip(f"{name} is not exact on this processor, and refused")
     values = torch.randint(-127, 128, (9, 64), dtype=torch.int8)
     weight = torch.randint(-127, 128, (24, 64), dtype=torch.int8)
@@ -104,7 +104,7 @@ def test_a_kernel_that_saturates_is_refused():
     def saturating(values, weight, handle):
         return (values.double() @ weight.double().t()).clamp(max=32767)
 
-    assert not kernels._is_exact(saturating)
+    assert not kernels.is_exact(saturating)
 
 
 @pytest.mark.parametrize("inputs", [16, 48, 200])
@@ -221,7 +221,7 @@ def test_without_a_compiler_the_reason_is_said_and_torch_does_it(monkeypatch):
     choice = choose.__wrapped__()
     assert not choice.is_native
     assert "there is no C++ compiler (g++)" in choice.reason
-    assert kernels._is_exact(choice.kernel)
+    assert kernels.is_exact(choice.kernel)
 
 
 def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):

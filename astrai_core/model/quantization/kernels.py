@@ -63,20 +63,20 @@ def choose() -> Choice:
     """
     try:
         native.load()
-        if _is_exact(_native):
+        if is_exact(_native):
             native.adopt()
             reason = f"compiled for this processor ({native.instructions()}), proved exact"
             return Choice(kernel=_native, is_native=True, reason=reason)
         missing = "the compiled kernels are not exact here"
     except native.NativeError as error:
         missing = str(error)
-    seconds = {name: _time(kernel) for name, kernel in _TORCH.items() if _is_exact(kernel)}
+    seconds = {name: _time(kernel) for name, kernel in TORCH_KERNELS.items() if is_exact(kernel)}
     name = min(seconds, key=seconds.__getitem__)
     reason = f"torch's {name}, the fastest exact one of {len(seconds)}, because {missing}"
-    return Choice(kernel=_TORCH[name], is_native=False, reason=reason)
+    return Choice(kernel=TORCH_KERNELS[name], is_native=False, reason=reason)
 
 
-def _is_exact(kernel: IntegerKernel) -> bool:
+def is_exact(kernel: IntegerKernel) -> bool:
     """Whether products agree with 64-bit arithmetic, on extremes above all."""
     # all-extreme rows make 16-bit intermediate sums saturate where a kernel has them
     generator = torch.Generator().manual_seed(0)
@@ -84,17 +84,15 @@ def _is_exact(kernel: IntegerKernel) -> bool:
     values[0], values[1], values[2, ::2], values[2, 1::2] = MAX, -MAX, MAX, -MAX
     values[3:, 0] = MAX
     weight = torch.cat((values, -values))
+    wanted = values.double() @ weight.double().t()
     handle = new_handle()
     try:
-        for num_rows in (1, 2, 3, 4, len(values)):
-            result = kernel(values[:num_rows], weight, handle)
-            if not torch.equal(result.double(), values[:num_rows].double() @ weight.double().t()):
-                return False
+        results = {n: kernel(values[:n], weight, handle) for n in (1, 2, 3, 4, len(values))}
     except (RuntimeError, NotImplementedError, AttributeError):
         return False  # the operator does not exist for this processor
     finally:
         forget(handle)
-    return True
+    return all(torch.equal(result.double(), wanted[:n]) for n, result in results.items())
 
 
 def _time(kernel: IntegerKernel) -> float:
@@ -165,12 +163,13 @@ def _int_mm(values: Tensor, weight: Tensor, handle: int) -> Tensor:
     return torch.ops.aten._int_mm(values, weight.t()).float()
 
 
-_TORCH: dict[str, IntegerKernel] = {
+TORCH_KERNELS: dict[str, IntegerKernel] = {
     "onednn.qlinear_pointwise": _onednn,
     "quantized.linear": _fbgemm,
     "quantized.linear on halves": _fbgemm_by_halves,
     "_int_mm": _int_mm,
 }
+"""Operators of torch's that multiply integers, some of them exactly, on some processors."""
 
 
 def _packed(handle: int, pack: Callable[[], object]) -> object:
