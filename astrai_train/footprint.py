@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from astrai_core.model import ModelConfig, PackedAttention, Transformer
+from astrai_core.model.adapter import adapter_state
+from astrai_core.model.lora import LoRAConfig, add_lora
 
 _PARTS = {"embed_tokens": "embedding", "lm_head": "output layer", "self_attn": "attention"}
 _PARTS |= {"mlp": "feed-forward"}
@@ -46,6 +48,25 @@ def activated_parameters(config: ModelConfig) -> int:
     return total - (config.n_layers - config.first_k_dense) * passed_by * expert
 
 
+def adapter_parameters(config: ModelConfig, lora: LoRAConfig) -> int:
+    """How many numbers the adapters hold, which are all that is trained.
+
+    Raises:
+        ValueError: a target is no layer of the model.
+    """
+    with torch.device("meta"):
+        model = Transformer(config)
+        add_lora(model, lora)
+    return sum(parameter.numel() for parameter in adapter_state(model).values())
+
+
+def of_any_depth(lora: LoRAConfig) -> LoRAConfig:
+    """The same adapters by the last part of their names, which fewer layers have too."""
+    if isinstance(lora.targets, str):
+        return lora
+    return dataclasses.replace(lora, targets=[name.rpartition(".")[2] for name in lora.targets])
+
+
 def shallower(config: ModelConfig, n_layers: int) -> ModelConfig:
     """The same model with fewer layers, of each kind about as large a share."""
     windows = config.sliding_window_layers
@@ -71,16 +92,23 @@ class Footprint:
     """Logits of a chunk, and the output layer's gradient before it is added to the others."""
 
     @classmethod
-    def of(cls, config: ModelConfig, rows: int, length: int) -> "Footprint":
+    def of(
+        cls, config: ModelConfig, rows: int, length: int, lora: LoRAConfig | None = None
+    ) -> "Footprint":
         """Work it out for AdamW in float32 and micro-batches of (rows, length) tokens."""
-        weights = _FLOAT * sum(parameters_by_part(config).values())
+        weights = trained = _FLOAT * sum(parameters_by_part(config).values())
+        head_gradient = config.dim
+        if lora is not None:
+            trained = _FLOAT * adapter_parameters(config, lora)
+            weights += trained
+            head_gradient = 0
         chunk = min(512, rows * length)
         return cls(
             weights=weights,
-            gradients=weights,
-            optimizer=2 * weights,
-            activations=activation_bytes(config, rows, length),
-            loss=_FLOAT * config.vocab_size * (2 * chunk + config.dim),
+            gradients=trained,
+            optimizer=2 * trained,
+            activations=activation_bytes(config, rows, length, lora),
+            loss=_FLOAT * config.vocab_size * (2 * chunk + head_gradient),
         )
 
     @property
@@ -89,21 +117,24 @@ class Footprint:
         return sum(dataclasses.asdict(self).values())
 
 
-def activation_bytes(config: ModelConfig, rows: int, length: int) -> int:
+def activation_bytes(
+    config: ModelConfig, rows: int, length: int, lora: LoRAConfig | None = None
+) -> int:
     """Bytes that the forward pass keeps for the backward pass.
 
     Small models tell it: all layers of a kind keep the same, and the vocabulary keeps nothing.
     """
     small = dataclasses.replace(config, vocab_size=1, first_k_dense=0)
-    one, two = (_saved_bytes(shallower(small, n), rows, length) for n in (1, 2))
+    lora = None if lora is None else of_any_depth(lora)
+    one, two = (_saved_bytes(shallower(small, n), rows, length, lora) for n in (1, 2))
     saved = one + (config.n_layers - 1) * (two - one)
     if config.first_k_dense:
         mixed = dataclasses.replace(shallower(small, 2), first_k_dense=1)
-        saved += config.first_k_dense * (_saved_bytes(mixed, rows, length) - two)
+        saved += config.first_k_dense * (_saved_bytes(mixed, rows, length, lora) - two)
     return saved
 
 
-def _saved_bytes(config: ModelConfig, rows: int, length: int) -> int:
+def _saved_bytes(config: ModelConfig, rows: int, length: int, lora: LoRAConfig | None) -> int:
     """Run a forward pass on tensors that have shapes but no memory."""
     saved: dict[StorageWeakRef, Tensor] = {}
 
@@ -114,6 +145,8 @@ def _saved_bytes(config: ModelConfig, rows: int, length: int) -> int:
 
     with FakeTensorMode():
         model = Transformer(config)
+        if lora is not None:
+            add_lora(model, lora)
         ids = torch.zeros((rows, length), dtype=torch.int64)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model.hidden_states(ids, ids, PackedAttention.of_documents(ids))

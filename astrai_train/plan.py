@@ -15,7 +15,13 @@ from jsonargparse import Namespace
 
 from astrai_core.model import ModelConfig
 from astrai_core.model.auto import parse_config, read_config_json
-from astrai_train.footprint import Footprint, activated_parameters, parameters_by_part
+from astrai_core.model.lora import LoRAConfig
+from astrai_train.footprint import (
+    Footprint,
+    activated_parameters,
+    adapter_parameters,
+    parameters_by_part,
+)
 from astrai_train.optim import OptimizerConfig
 from astrai_train.option_errors import explain
 from astrai_train.probe import seconds_per_step
@@ -43,6 +49,8 @@ class Plan:
     devices: int
     steps: int | None
     """Optimizer steps of the run, where that is known."""
+    lora: LoRAConfig | None = None
+    """What is trained; None is the whole model."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -51,7 +59,7 @@ class Plan:
 
     def needed(self, rows: int) -> int:
         """Bytes of one process with micro-batches of so many rows."""
-        return Footprint.of(self.config, rows, self.length).total + _PROCESS
+        return Footprint.of(self.config, rows, self.length, self.lora).total + _PROCESS
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -105,6 +113,7 @@ def read_plan(arguments: Sequence[str]) -> Plan:
         accumulate=trainer.accumulate_grad_batches,
         devices=max(1, devices),
         steps=steps,
+        lora=LoRAConfig(**model.lora.as_dict()) if model.lora else None,
     )
 
 
@@ -114,6 +123,8 @@ def describe_size(plan: Plan) -> str:
     lines = [("parameters", sum(parts.values())), *parts.items()]
     if plan.config.ffn_type == "moe":
         lines.append(("met by a token", activated_parameters(plan.config)))
+    if plan.lora is not None:
+        lines.append(("in adapters", adapter_parameters(plan.config, plan.lora)))
     return "\n".join(_row(name, f"{count:,}", name == "parameters") for name, count in lines)
 
 
@@ -123,7 +134,7 @@ def describe_memory(plan: Plan, available: int | None) -> str:
     Raises:
         MemoryError: it is not; the message says what would fit.
     """
-    footprint = Footprint.of(plan.config, plan.rows, plan.length)
+    footprint = Footprint.of(plan.config, plan.rows, plan.length, plan.lora)
     needed = plan.needed(plan.rows)
     shape = f"{plan.rows} rows of {plan.length} tokens"
     lines = [
@@ -145,7 +156,9 @@ def describe_memory(plan: Plan, available: int | None) -> str:
 
 def describe_time(plan: Plan) -> str:
     """The speed of a short probe, and how long the run will take at it."""
-    seconds = seconds_per_step(plan.config, plan.rows, plan.length, plan.accumulate, plan.optimizer)
+    seconds = seconds_per_step(
+        plan.config, plan.rows, plan.length, plan.accumulate, plan.optimizer, plan.lora
+    )
     # processes on one machine share its cores, so more devices are no faster here
     rate = plan.tokens_per_step / plan.devices / seconds
     threads = f"threads: {torch.get_num_threads()}, uncompiled"

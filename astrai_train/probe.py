@@ -10,7 +10,8 @@ import time
 import torch
 
 from astrai_core.model import ModelConfig, PackedAttention, Transformer
-from astrai_train.footprint import activated_parameters, shallower
+from astrai_core.model.lora import LoRAConfig, add_lora
+from astrai_train.footprint import activated_parameters, of_any_depth, shallower
 from astrai_train.losses import cross_entropy
 from astrai_train.optim import OptimizerConfig, build_optimizer
 
@@ -34,7 +35,12 @@ def operations_per_token(config: ModelConfig, length: int) -> float:
 
 
 def seconds_per_step(
-    config: ModelConfig, rows: int, length: int, accumulate: int, optimizer: OptimizerConfig
+    config: ModelConfig,
+    rows: int,
+    length: int,
+    accumulate: int,
+    optimizer: OptimizerConfig,
+    lora: LoRAConfig | None = None,
 ) -> float:
     """Seconds of one optimizer step of the whole model, uncompiled, on this machine's CPU.
 
@@ -44,10 +50,13 @@ def seconds_per_step(
         length: tokens of a row.
         accumulate: micro-batches of a step.
         optimizer: its update is timed too.
+        lora: what is trained of it; None is all.
     """
     sliced, few_rows, short = _slice(config, rows, length)
     torch.manual_seed(0)
     model = Transformer(sliced)
+    if lora is not None:
+        add_lora(model, of_any_depth(lora))
     updater = build_optimizer(model, optimizer)
     passes, updates = [], []
     for _ in range(3):

@@ -5,10 +5,12 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from astrai_core.model import ModelConfig, PackedAttention, Transformer
+from astrai_core.model.lora import LoRAConfig
 from astrai_train.footprint import (
     Footprint,
     activated_parameters,
     activation_bytes,
+    adapter_parameters,
     parameters_by_part,
     shallower,
 )
@@ -72,3 +74,23 @@ def test_activations_grow_with_the_batch_and_weights_do_not():
     assert one.weights == two.weights == 4 * sum(parameters_by_part(SMALL).values())
     assert 1.9 < two.activations / one.activations < 2.1
     assert one.total == sum(dataclasses.astuple(one))
+
+
+def test_adapters_are_all_that_has_gradients_and_moments():
+    attention = 2 * (32 + 32) + 2 * (32 + 16)  # in + out of q, o and of k, v
+    numbers = 3 * 4 * (attention + 3 * (32 + 48))
+    lora = LoRAConfig(rank=4)
+    assert adapter_parameters(SMALL, lora) == numbers
+    whole, adapted = Footprint.of(SMALL, 2, 8), Footprint.of(SMALL, 2, 8, lora)
+    assert adapted.weights == whole.weights + 4 * numbers
+    assert (adapted.gradients, adapted.optimizer) == (4 * numbers, 8 * numbers)
+    assert adapted.loss == 4 * 100 * 2 * 16
+    assert adapted.total < whole.total
+
+
+def test_adapters_of_one_layer_are_planned_too():
+    lora = LoRAConfig(rank=4, targets=["layers.2.self_attn.q_proj"])
+    assert adapter_parameters(SMALL, lora) == 4 * (32 + 32)
+    assert Footprint.of(SMALL, 2, 8, lora).optimizer == 8 * 4 * (32 + 32)
+    with pytest.raises(ValueError, match="no linear layer 'c_attn'"):
+        adapter_parameters(SMALL, LoRAConfig(targets=["c_attn"]))
