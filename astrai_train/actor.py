@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from astrai_core.generation import Completion, GenerationEngine
+from astrai_core.generation import Completion, FinishReason, GenerationEngine
 from astrai_core.model import Transformer
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.rewards import RewardFunction, judge, reward_names, weighted_sum
@@ -29,6 +30,19 @@ class Answers:
     """Steps that the engine took for them."""
     prefix_hits: int
     """Prompt tokens that it had computed for another of them."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each, (N,)."""
+        return torch.tensor([len(one.token_ids) for one in self.completions], dtype=torch.int64)
+
+    @property
+    def is_truncated(self) -> Tensor:
+        """Which did not end by themselves, (N,) bool."""
+        return torch.tensor(
+            [one.finish_reason is FinishReason.LENGTH for one in self.completions],
+            dtype=torch.bool,
+        )
 
 
 class Actor:

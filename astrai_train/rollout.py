@@ -158,7 +158,7 @@ class Piece:
         return {name: values.to(device) for name, values in self.batch.items()}
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Rollout:
     """Completions with what training needs of them.
 

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from astrai_core.generation import FinishReason
 from astrai_core.model import Transformer
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.actor import Actor, Answers, EngineFactory
@@ -215,13 +214,11 @@ class GRPOModule(LMModule):
         losses, is_clipped = clipped_policy_loss(
             logprobs, old, advantages, policy.clip_low, policy.clip_high, policy.max_ratio
         )
-        self.record("clipped", is_clipped.sum(), is_clipped.numel())
-        # tokens were drawn from the policy, or one close to it: -log p is its entropy on average
-        self.record("entropy", -logprobs.detach().sum(), logprobs.numel())
+        self._record_mean("clipped", is_clipped)
         if reference is not None:
             form = "k3" if policy.kl == "none" else policy.kl
             penalty = kl_penalty(logprobs, reference, form)
-            self.record("kl", penalty.detach().sum(), penalty.numel())
+            self._record_mean("kl", penalty.detach())
             if policy.kl != "none":
                 losses = losses + policy.kl_weight * penalty
         return sum_over_tokens(losses, lengths, policy.aggregation)
@@ -259,10 +256,7 @@ class GRPOModule(LMModule):
             ),
         )
         groups = torch.arange(len(prompts)).repeat_interleave(config.num_generations)
-        truncated = torch.tensor(
-            [one.finish_reason is FinishReason.LENGTH for one in answers.completions],
-            dtype=torch.bool,
-        )
+        truncated = answers.is_truncated
         rollout = Rollout.of(
             indices,
             [prompt for prompt in prompts for _ in range(config.num_generations)],
@@ -272,8 +266,10 @@ class GRPOModule(LMModule):
             self._num_pieces,
         )
         self._record_rewards(answers.scores, answers.rewards, groups, actor.reward_names)
-        self.record("rollout/length", rollout.completion_lengths.sum(), len(truncated))
-        self.record("rollout/truncated", truncated.sum(), len(truncated))
+        self._record_mean("rollout/length", rollout.completion_lengths)
+        self._record_mean("rollout/truncated", truncated)
+        # of tokens drawn at temperature 1, the mean of -log p is the entropy
+        self._record_mean("rollout/surprise", -rollout.sampled_logprobs)
         self.record("rollout/engine_steps", torch.tensor(answers.engine_steps), 1)
         self.record("rollout/prefix_hits", torch.tensor(answers.prefix_hits), 1)
         self._score_later_pieces(rollout)
@@ -294,7 +290,7 @@ class GRPOModule(LMModule):
         rollout.old_logprobs[piece.places] = old
         if self.rollout_config.temperature == 1:  # the engine's are at 1, whatever it samples at
             difference = (old - rollout.sampled_logprobs[piece.places]).abs()
-            self.record("rollout/mismatch", difference.sum(), difference.numel())
+            self._record_mean("rollout/mismatch", difference)
 
     def _reference_of(
         self, rollout: Rollout, piece: Piece, inputs: dict[str, Tensor]
@@ -321,14 +317,18 @@ class GRPOModule(LMModule):
         self, scores: Tensor, rewards: Tensor, groups: Tensor, names: Sequence[str]
     ) -> None:
         for name, column in zip(names, scores.T, strict=True):
-            known = column[~column.isnan()].double()
-            self.record(f"reward/{name}", known.sum(), len(known))
+            known = column[~column.isnan()]
+            self._record_mean(f"reward/{name}", known)
             if len(known) > 1:
-                self.record(f"reward/{name}_std", known.std(), 1)
-        known = rewards[~rewards.isnan()].double()
-        self.record("reward", known.sum(), len(known))
+                self.record(f"reward/{name}_std", known.double().std(), 1)
+        self._record_mean("reward", rewards[~rewards.isnan()])
         alike, total = zero_variance_groups(rewards, groups)
         self.record("frac_reward_zero_std", torch.tensor(alike), total)
+
+    def _record_mean(self, name: str, values: Tensor) -> None:
+        """Record the mean of some numbers, of which there may be none."""
+        if values.numel():
+            self.record(name, values.double().sum(), values.numel())
 
     @property
     def _known_actor(self) -> Actor:
@@ -358,14 +358,10 @@ class GRPOModule(LMModule):
             return
         answers = self._answer_once(batch)
         for name, column in zip(self._known_actor.reward_names, answers.scores.T, strict=True):
-            known = column[~column.isnan()]
-            self.record(f"reward/{name}", known.sum(), len(known))
-        known = answers.rewards[~answers.rewards.isnan()]
-        self.record("reward", known.sum(), len(known))
-        lengths = [len(one.token_ids) for one in answers.completions]
-        self.record("length", float(sum(lengths)), len(lengths))
-        truncated = [one.finish_reason is FinishReason.LENGTH for one in answers.completions]
-        self.record("truncated", float(sum(truncated)), len(truncated))
+            self._record_mean(f"reward/{name}", column[~column.isnan()])
+        self._record_mean("reward", answers.rewards[~answers.rewards.isnan()])
+        self._record_mean("length", answers.lengths)
+        self._record_mean("truncated", answers.is_truncated)
 
     def _evaluate_stored(self, batch: dict[str, Tensor]) -> None:
         """Record how often the better one of two responses to a prompt is the likelier one."""
