@@ -5,6 +5,8 @@ import torch
 
 import astrai_serve.model_source
 from astrai_core.model import AutoModel, ModelConfig
+from astrai_core.model.adapter import adapt
+from astrai_core.model.lora import LoRAConfig, lora_layers
 from astrai_serve.model_source import ModelSource
 
 FIELDS: Any = {
@@ -86,3 +88,31 @@ def test_a_wrong_yaml_file_says_so(tmp_path, content, words):
     file.write_text(content)
     with pytest.raises(ValueError, match=words):
         ModelSource.find(file, "auto", is_random=True)
+
+
+def make_adapter(base, folder):
+    model = AutoModel.from_pretrained(base)
+    adapt(model, LoRAConfig(rank=2), base)
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora_B, std=0.1)
+    AutoModel.save_pretrained(model, folder)
+    return model
+
+
+def test_an_adapter_is_merged_as_it_is_loaded(tmp_path):
+    base = write(tmp_path / "m", torch.float32)
+    adapted = make_adapter(base, tmp_path / "a")
+    ids = torch.arange(9).view(1, 9)
+    expected = adapted(ids)["logits"]
+    for path, adapter in ((base, tmp_path / "a"), (tmp_path / "a", None)):
+        source = ModelSource.find(path, "auto", is_random=False, adapter=adapter)
+        assert (source.path.resolve(), source.adapter) == (base.resolve(), tmp_path / "a")
+        model = source.load()
+        assert not lora_layers(model)
+        torch.testing.assert_close(model(ids)["logits"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_of_an_adapter_is_refused(tmp_path):
+    make_adapter(write(tmp_path / "m", torch.float32), tmp_path / "a")
+    with pytest.raises(ValueError, match="is an adapter itself; pass its base's folder"):
+        ModelSource.find(tmp_path / "a", "auto", is_random=False, adapter=tmp_path / "a")
