@@ -65,6 +65,31 @@ def test_json_has_the_same_figures_for_programs(capsys, folder):
     assert info["tokenizer"] is None
 
 
+def test_experts_count_apart_and_only_the_chosen_ones_are_activated(capsys, tmp_path):
+    experts = {"ffn_type": "moe", "n_routed_experts": 6, "n_activated_experts": 2}
+    more = {"dim_ffn_expert": 8, "n_shared_experts": 1, "first_k_dense": 1}
+    config = ModelConfig.from_dict({**CONFIG.to_dict(), **experts, **more})
+    AutoModel.save_pretrained(Transformer(config), tmp_path / "m")
+    _, out, _ = run(capsys, "info", tmp_path / "m", "--json")
+    info = json.loads(out)
+    one = 3 * 32 * 8  # of one block, since the first is dense
+    assert info["parameters"]["experts"] == 6 * one
+    assert info["parameters"]["shared experts"] == one
+    assert info["parameters"]["router"] == 6 * 32
+    assert info["total"] - info["activated"] == 4 * one
+
+
+def test_a_folder_goes_out_through_the_command(capsys, folder, tmp_path):
+    code, out, _ = run(capsys, "export", folder, "--format", "hf", "--out", tmp_path / "out")
+    assert code is None
+    assert out == f"{tmp_path / 'out'}: a qwen3 folder without a tokenizer, since there is none\n"
+    _, out, _ = run(capsys, "info", tmp_path / "out")
+    assert "family       qwen3" in out
+    both = ("--format", "hf", "--out", tmp_path / "o", "--type", "f16")
+    code, _, err = run(capsys, "export", folder, *both)
+    assert (code, err) == (2, "astrai-model: --type is for --format gguf; leave it out\n")
+
+
 def test_a_damaged_folder_is_one_line(capsys, folder):
     content = load_file(folder / "model.safetensors")
     save_file(content | {"model.norm.weight": torch.ones(31)}, folder / "model.safetensors")
