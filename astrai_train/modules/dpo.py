@@ -96,7 +96,7 @@ class DPOModule(LMModule):
         if preference.reference == "lora_off" and not adapters:
             raise ValueError(
                 "preference.reference: lora_off needs adapters, and the model has none: set "
-                "lora.r, or preference.reference: start"
+                "lora.rank, or preference.reference: start"
             )
         if any(layer.dropout for layer in adapters):
             raise ValueError(
