@@ -52,8 +52,8 @@ class TokenDataModule(L.LightningDataModule):
     def __init__(
         self,
         tokenizer: Path,
-        train: Path | list[Path],
-        val: Path | list[Path] | None = None,
+        train: list[Path] | Path,
+        val: list[Path] | Path | None = None,
         stage: Stage = "seq",
         window_size: int = 512,
         batch_size: int = 8,
@@ -61,11 +61,13 @@ class TokenDataModule(L.LightningDataModule):
         seed: int = 0,
         too_long: TooLong = "refuse",
         answers: Answers = "all",
-        test: Path | list[Path] | None = None,
-        predict: Path | list[Path] | None = None,
+        test: list[Path] | Path | None = None,
+        predict: list[Path] | Path | None = None,
         weights: list[float] | None = None,
         stride: int | None = None,
     ) -> None:
+        # files are list[Path] | Path in this order: the other way round jsonargparse writes a
+        # list into config.yaml as the text of its repr, which no later run can read
         super().__init__()
         least = {"window_size": (window_size, 2), "batch_size": (batch_size, 1)}
         for name, (value, lowest) in (least | {"num_workers": (num_workers, 0)}).items():
@@ -192,7 +194,7 @@ class TokenDataModule(L.LightningDataModule):
                 return GRPODataset(storage, window, padding, too_long)
 
 
-def _as_list(files: Path | list[Path] | None) -> list[Path]:
+def _as_list(files: list[Path] | Path | None) -> list[Path]:
     if files is None:
         return []
     return [files] if isinstance(files, Path) else list(files)

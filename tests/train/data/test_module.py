@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import lightning as L
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 from astrai_train.data.datasets import SEQDataset
 from astrai_train.data.loader import ResumableLoader
@@ -107,3 +110,16 @@ def test_lightning_runs_without_validation_data(folder):
     data = module(folder)
     trainer.fit(Still(), data)
     assert trainer.fit_loop.total_batch_idx + 1 == data.num_train_batches
+
+
+def test_several_files_survive_the_saved_configuration(tmp_path):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(TokenDataModule, "data")
+    kind = f"{TokenDataModule.__module__}.TokenDataModule"
+    given = {"tokenizer": "tok", "train": "[a.h5, b.h5]", "val": "[c.h5]", "test": "d.h5"}
+    options = [f"--data.init_args.{name}={value}" for name, value in given.items()]
+    config = parser.parse_args([f"--data={kind}", *options])
+    again = parser.parse_string(parser.dump(config)).data.init_args
+    assert again.train == [Path("a.h5"), Path("b.h5")]
+    assert again.val == [Path("c.h5")]
+    assert again.test == Path("d.h5")
