@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from astrai_core.model import ModelConfig, PackedAttention, Transformer
@@ -149,7 +149,13 @@ def _saved_bytes(config: ModelConfig, rows: int, length: int, lora: LoRAConfig |
             add_lora(model, lora)
         ids = torch.zeros((rows, length), dtype=torch.int64)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            model.hidden_states(ids, ids, PackedAttention.of_documents(ids))
+            try:
+                model.hidden_states(ids, ids, PackedAttention.of_documents(ids))
+            except DataDependentOutputException as error:
+                raise ValueError(
+                    "lora.targets names layers of experts, whose memory depends on the tokens "
+                    "that each gets: such a run cannot be planned, though it can be trained"
+                ) from error
         weights = {StorageWeakRef(parameter.untyped_storage()) for parameter in model.parameters()}
         return sum(
             tensor.untyped_storage().nbytes()

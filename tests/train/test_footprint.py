@@ -94,3 +94,8 @@ def test_adapters_of_one_layer_are_planned_too():
     assert Footprint.of(SMALL, 2, 8, lora).optimizer == 8 * 4 * (32 + 32)
     with pytest.raises(ValueError, match="no linear layer 'c_attn'"):
         adapter_parameters(SMALL, LoRAConfig(targets=["c_attn"]))
+
+
+def test_adapters_around_experts_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"lora\.targets names layers of experts"):
+        activation_bytes(MOE, 1, 8, LoRAConfig(targets=["down_proj"]))
