@@ -110,7 +110,7 @@ class DPOModule(LMModule):
         datasets = list(self._datasets(stage))
         if self.preference.reference == "none":
             return
-        self._weights = _digest(self.model)
+        self._weights = _digest(self.model, self.preference.reference)
         for dataset in datasets:
             dataset.reference = self._reference(dataset)
 
@@ -277,10 +277,12 @@ class DPOModule(LMModule):
         file.values[pairs] = logprobs.cpu().numpy()
 
 
-def _digest(model: nn.Module) -> str:
-    """Hex digest of all weights and their names."""
+def _digest(model: nn.Module, reference: Reference) -> str:
+    """Hex digest of the weights that are the reference, and of their names."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
+        if reference == "lora_off" and ".lora_" in name:
+            continue
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from safetensors.numpy import load_file, save_file
 
 from astrai_core.model import AutoModel, ModelConfig, Transformer
+from astrai_core.model.lora import LoRAConfig, lora_layers
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.data.module import TokenDataModule
+from astrai_train.data.pairs import DPODataset
 from astrai_train.modules.dpo import DPOModule, PreferenceConfig
 from astrai_train.optim import OptimizerConfig
 from astrai_train.schedules import ScheduleConfig
@@ -241,6 +243,46 @@ def test_a_run_does_not_go_on_with_another_reference(world):
     module.on_load_checkpoint(checkpoint)
     with pytest.raises(ValueError, match=r"init_from .* gives other weights than when this run"):
         module.on_load_checkpoint(checkpoint | {"reference_weights": "else"})
+
+
+def reference_of(data):
+    assert isinstance(data.train_dataset, DPODataset)
+    assert data.train_dataset.reference is not None
+    return data.train_dataset.reference
+
+
+def test_without_its_adapters_the_model_is_the_reference(world, lines, tmp_path):
+    """New adapters add nothing, so both references are the same numbers."""
+    values = []
+    for reference in ("lora_off", "start"):
+        module = module_of(
+            world,
+            preference=PreferenceConfig(reference=reference),
+            lora=LoRAConfig(rank=2),
+        )
+        data = data_of(world, train=lines)
+        trainer_of().fit(module, datamodule=data)
+        assert set(module.gradients[0]) == {n for n in module.gradients[0] if "lora_" in n}
+        values.append(reference_of(data))
+    assert (values[0] == values[1]).all()
+    assert len(cache_of(tmp_path)) == 2
+    trained = module_of(
+        world, preference=PreferenceConfig(reference="lora_off"), lora=LoRAConfig(rank=3)
+    )
+    with torch.no_grad():
+        for layer in lora_layers(trained.model).values():
+            layer.lora_B.normal_()
+    data = data_of(world, train=lines)
+    trainer_of().fit(trained, datamodule=data)
+    assert (reference_of(data) == values[0]).all()
+    assert len(cache_of(tmp_path)) == 2
+
+
+def test_adapters_are_needed_for_a_reference_without_them(world):
+    with pytest.raises(ValueError, match="lora_off needs adapters, and the model has none"):
+        module_of(world, preference=PreferenceConfig(reference="lora_off"))
+    with pytest.raises(ValueError, match=r"lora\.dropout must be 0 in DPO"):
+        module_of(world, lora=LoRAConfig(rank=2, dropout=0.1))
 
 
 def test_predict_gives_the_margin_of_each_pair(world):
