@@ -162,11 +162,15 @@ def _make(name: str, folder: Path, **changes: object) -> Any:
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
-            if "norm" in parameter_name or "bias" in parameter_name:
-                # away from one and zero, so that their place shows
+            # away from one and zero, so that their place shows
+            if "norm" in parameter_name:
                 parameter.copy_(torch.rand_like(parameter) + 0.5)
+            elif "bias" in parameter_name:
+                parameter.copy_(torch.rand_like(parameter) - 0.5)
             else:
-                parameter.mul_(4)
+                # the blocks outweigh the embedding, or the model would say the same for ever
+                is_outer = "embed" in parameter_name or "lm_head" in parameter_name
+                parameter.mul_(4 if is_outer else 8)
         for buffer_name, buffer in model.named_buffers():
             if "e_score_correction_bias" in buffer_name and "bias" in name:
                 buffer.copy_(torch.rand_like(buffer))

@@ -126,12 +126,15 @@ def test_greedy_generation_from_the_folder_is_equal(family):
     tokenizer = transformers.AutoTokenizer.from_pretrained(family.folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(family.folder)
     llm = LLM(family.folder, config=SMALL)
+    said: set[int] = set()
     for prompt in ("今天天气", "hello, the world"):
         ids = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         wanted = model.generate(**ids, max_new_tokens=14, do_sample=False)
         wanted = wanted[0, ids["input_ids"].shape[1] :].tolist()
         params = SamplingParams(temperature=0, max_tokens=14)
         assert llm.generate([prompt], params)[0].token_ids == tuple(wanted)
+        said |= set(wanted)
+    assert len(said) > 3, "a model that repeats itself shows nothing"
 
 
 def test_a_folder_written_by_us_is_loaded_by_transformers(family, tmp_path):
