@@ -269,3 +269,18 @@ def test_stand_ins_give_back_exactly_what_they_took(text):
     hidden, originals = StandIns(CONTROL).hide({"a": [text, (text,)]})
     assert not any(token in hidden["a"][0] for token in CONTROL)
     assert restore(hidden["a"][0], originals) == restore(hidden["a"][1][0], originals) == text
+
+
+def test_named_templates_in_files_win_and_stay_in_files(tmp_path):
+    AutoTokenizer.train(["hello"] * 3, 262).save_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "chat_template.jinja").write_text("plain{{ messages[0].thinking }}")
+    (tmp_path / "a" / "additional_chat_templates").mkdir()
+    (tmp_path / "a" / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "a")
+    tokenizer.save_pretrained(tmp_path / "b")
+    again = AutoTokenizer.from_pretrained(tmp_path / "b")
+    chat = [{"role": "assistant", "content": "", "reasoning": " thought"}]
+    assert again.render_chat(chat) == "plain thought"
+    assert again.render_chat(chat, tools=[{"name": "f"}]) == "tools"
+    AutoTokenizer.train(["hello"] * 3, 262).save_pretrained(tmp_path / "b")
+    assert not list(tmp_path.glob("b/**/*.jinja")), "those of another tokenizer would win"
