@@ -30,6 +30,7 @@ from astrai_train.callbacks.checkpoint import (
     FolderCheckpointIO,
     has_state,
 )
+from astrai_train.callbacks.predictions import PREDICTIONS, Predictions
 from astrai_train.callbacks.preemption import Preemption
 from astrai_train.callbacks.progress import progress
 from astrai_train.callbacks.resume import HORIZON, Resume, changed_keys
@@ -167,6 +168,8 @@ class Run(LightningCLI):
         limit = None if given.max_time is None else Timer(given.max_time).time_remaining()
         self.preemption = Preemption(checkpoint, limit)
         callbacks = [*_listed(given.callbacks), Resume(), self.preemption]
+        if self.subcommand == "predict":
+            callbacks.append(Predictions())
         if given.enable_progress_bar is not False and not given.barebones:
             callbacks.append(progress(given.log_every_n_steps))
         logger = given.logger
@@ -215,8 +218,9 @@ class Run(LightningCLI):
         self.trainer.test(**self._with_weights(options))
 
     def predict(self, **options: Any) -> None:
-        """Run the last checkpoint over the prediction data."""
-        self.trainer.predict(**self._with_weights(options))
+        """Score the prediction data by the run's last checkpoint, a line for each sample."""
+        self.trainer.predict(**self._with_weights(options | {"return_predictions": False}))
+        _say(f"predictions: {self.folder / PREDICTIONS}")
 
     @property
     def _is_dry(self) -> bool:

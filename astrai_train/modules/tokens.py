@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from astrai_core.model import ModelConfig
-from astrai_train.losses import IGNORED, smoothed_cross_entropy
+from astrai_train.losses import IGNORED, smoothed_cross_entropy, token_logprobs
 from astrai_train.metrics import TokenLikelihood
 from astrai_train.modules.base import Batch, LMModule
 
@@ -62,6 +62,46 @@ class TokenModule(LMModule):
         values = self.likelihood.compute()
         self.likelihood.reset()
         return values
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """Score what a batch has of each document or conversation."""
+        del batch_idx
+        labels, documents = batch["labels"], batch["document_ids"]
+        scores = token_logprobs(self.hidden_states(batch), self.model.output_weight, labels)
+        dataset: Any = self.trainer.predict_dataloaders.dataset  # pyright: ignore
+        parts: list[dict[str, Any]] = []
+        for row, item in enumerate(batch["items"].tolist()):
+            if item < 0:
+                continue
+            for document, sample in enumerate(dataset.samples(item)):
+                is_own = (documents[row] == document) & (labels[row] != IGNORED)
+                parts.append(
+                    {
+                        "sample": sample,
+                        "place": dataset.storage.place(sample),
+                        "logprob": scores[row][is_own].double().sum().item(),
+                        "tokens": int(is_own.sum()),
+                    }
+                )
+        return parts
+
+    def predictions(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add the parts of each sample, which may be cut into several rows.
+
+        Returns:
+            For each sample in order where it comes from, its number of scored tokens, their summed
+            log-probability, and their mean negative one; None without any.
+        """
+        whole: dict[int, dict[str, Any]] = {}
+        for part in sorted(parts, key=lambda part: part["sample"]):
+            line = whole.setdefault(
+                part["sample"], {"place": part["place"], "tokens": 0, "logprob": 0.0}
+            )
+            line["tokens"] += part["tokens"]
+            line["logprob"] += part["logprob"]
+        for line in whole.values():
+            line["nll"] = -line["logprob"] / line["tokens"] if line["tokens"] else None
+        return list(whole.values())
 
     def _sums(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         hidden = self.hidden_states(batch)
