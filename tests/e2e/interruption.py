@@ -1,7 +1,8 @@
-"""Interrupts a real training process at a named moment, from inside, as no hook of ours would.
+"""Stops a real training process at a named moment, so that its parent can kill it there.
 
 The environment says when, so that the configuration stays that of a run never interrupted:
-INTERRUPT="MOMENT:STEP" kills it, SLOW=SECONDS lets each batch take so long.
+INTERRUPT="MOMENT:STEP" stops it, SLOW=SECONDS lets each batch take so long. The process says
+`reached MOMENT` and stops itself; what then comes from outside is a signal as any other.
 """
 
 import os
@@ -14,16 +15,27 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-MOMENTS = ("batch", "window", "validation", "epoch", "checkpoint")
-
 
 class Interruption(Callback):
-    """Sends SIGKILL to its own process."""
+    """Stops its own process."""
 
     def __init__(self) -> None:
         moment, _, step = os.environ.get("INTERRUPT", ":0").partition(":")
         self.moment, self.step = moment, int(step)
         self.pause = float(os.environ.get("SLOW", "0"))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look into rollouts from here on."""
+        if self.moment != "rollout":
+            return
+        before = pl_module.between_engine_steps
+
+        def between_engine_steps() -> None:
+            self._stop_if("rollout", trainer)
+            if callable(before):
+                before()
+
+        pl_module.between_engine_steps = between_engine_steps  # pyright: ignore
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -31,13 +43,13 @@ class Interruption(Callback):
         if self.pause >= 1:
             trainer.print("pausing")
         time.sleep(self.pause)
-        self._kill_if("batch", trainer)
+        self._stop_if("batch", trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            self._kill_if("window", trainer)
+            self._stop_if("window", trainer)
 
     def on_validation_batch_end(
         self,
@@ -49,24 +61,30 @@ class Interruption(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         time.sleep(self.pause)
-        self._kill_if("validation", trainer)
+        self._stop_if("validation", trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._kill_if("epoch", trainer)
+        self._stop_if("epoch", trainer)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self.moment == "checkpoint" and trainer.global_step >= self.step:
             root = Path(trainer.default_root_dir) / "checkpoints"
-            threading.Thread(target=_kill_while_writing, args=(root,), daemon=True).start()
+            threading.Thread(target=_stop_while_writing, args=(root,), daemon=True).start()
 
-    def _kill_if(self, moment: str, trainer: Trainer) -> None:
+    def _stop_if(self, moment: str, trainer: Trainer) -> None:
         if moment == self.moment and trainer.global_step >= self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.moment = "none"
+            _stop(moment)
 
 
-def _kill_while_writing(root: Path) -> None:
+def _stop(moment: str) -> None:
+    os.write(1, f"reached {moment}\n".encode())
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _stop_while_writing(root: Path) -> None:
     while not any(root.glob(".tmp-*/*")):
         pass
-    os.kill(os.getpid(), signal.SIGKILL)
+    _stop("checkpoint")

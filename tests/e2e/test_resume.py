@@ -24,12 +24,13 @@ from astrai_core.model import AutoModel, ModelConfig
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.cli import main
 
+from .objectives import MOMENTS, OBJECTIVES
+
 HERE = Path(__file__).parent
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["astrai_train.run"])
 TIMEOUT = 240
 SEED = int(os.environ.get("RESUME_SEED", time.time_ns() % 1_000_000))
-OBJECTIVES = ("SEQ", "SFT")
 STEPS = 14
 """Optimizer steps of a whole run: two epochs of 13 micro-batches, two to a step."""
 
@@ -39,32 +40,19 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        texts = [f"{a} plus {b} is {a + b}. 你好，世界！" for a in range(9) for b in range(9)]
+        texts = [record["text"] for record in OBJECTIVES["SEQ"]().records]
         tokenizer = AutoTokenizer.train(texts, 290)
         tokenizer.save_pretrained(folder / "tokenizer")
-        shape = ModelConfig(
-            vocab_size=tokenizer.vocab_size, dim=16, n_layers=1, dim_ffn=32, n_heads=2
-        )
-        self.shape = {"vocab_size": shape.vocab_size, "dim": 16, "n_layers": 1, "dim_ffn": 32}
+        shape = ModelConfig(**OBJECTIVES["SEQ"]().model["model"])
         AutoModel.save_pretrained(AutoModel.from_config(shape), folder / "model")
-        _write_lines(folder / "SEQ.jsonl", [{"text": text} for text in texts])
-        _write_lines(
-            folder / "SFT.jsonl",
-            [
-                {
-                    "messages": [
-                        {"role": "user", "content": f"{a}+{a}?"},
-                        {"role": "assistant", "content": f"{2 * a}, 你好"},
-                    ]
-                }
-                for a in range(60)
-            ],
-        )
+        for name, make in OBJECTIVES.items():
+            _write_lines(folder / f"{name}.jsonl", make().records)
 
     def config(self, objective: str) -> Path:
         """Write a run's configuration; the folder of the run is given on the command line."""
         file = self.folder / f"{objective}.yaml"
-        start = {"SEQ": {"model": self.shape | {"n_heads": 2}}}
+        given = OBJECTIVES[objective]()
+        start = {} if "model" in given.model else {"init_from": str(self.folder / "model")}
         content = {
             "seed_everything": 7,
             "trainer": {
@@ -80,7 +68,8 @@ class World:
             "checkpoint": {"every_n_steps": 2, "every_minutes": 0},
             "model": {
                 "class_path": f"{objective}Module",
-                "init_args": start.get(objective, {"init_from": str(self.folder / "model")})
+                "init_args": start
+                | given.model
                 | {"compile": False, "schedule": {"warmup_steps": 3}},
             },
             "data": {
@@ -92,7 +81,8 @@ class World:
                     "stage": objective.lower(),
                     "window_size": 32,
                     "batch_size": 2,
-                },
+                }
+                | given.data,
             },
         }
         file.write_text(yaml.safe_dump(content))
@@ -204,15 +194,39 @@ def kill_and_go_on(world: World, objective: str, moment: str, step: int, *option
     run = f"{objective}-{moment}-{'-'.join(options)}"
     _say(f"{run}: SIGKILL at {moment} after step {step} (RESUME_SEED={SEED})")
     killed = world.start(run, objective, *options, INTERRUPT=f"{moment}:{step}")
+    killed.wait_for("reached")
+    killed.send(signal.SIGKILL)
     killed.end(-signal.SIGKILL)
     world.start(run, objective, *options).end()
     assert_same_run(world, run, objective)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_killed_run_goes_on_bit_by_bit(world, objective):
-    step = random.Random(f"{SEED}{objective}").randrange(3, STEPS - 1)
-    kill_and_go_on(world, objective, "window", step)
+QUICK = [("SEQ", moment) for moment in MOMENTS] + [("SFT", "window"), ("DPO", "window")]
+QUICK += [("GRPO", "rollout")]
+ALL = [(name, moment) for name, make in OBJECTIVES.items() for moment in make().moments]
+
+
+@pytest.mark.parametrize(("objective", "moment"), QUICK)
+def test_a_killed_run_goes_on_bit_by_bit(world, objective, moment):
+    kill_and_go_on(world, objective, moment, _drawn_step(objective, moment))
+
+
+def _drawn_step(*what: object) -> int:
+    """After which step to stop; the last epoch's edge is no place to go on from."""
+    step = random.Random(f"{SEED}{what}").randrange(2, STEPS - 1)
+    return min(step, 6) if "epoch" in what else step
+
+
+def test_a_run_goes_on_after_its_time_is_up(world):
+    """Again and again with the same command, each time for a second of training."""
+    command = ("timed", "SEQ", "--trainer.max_time", "00:00:00:01")
+    for _ in range(20):
+        if "finished" in (output := world.start(*command, SLOW="0.2").end()):
+            break
+        assert "trainer.max_time is over after step" in output
+    else:
+        pytest.fail("the run never ends")
+    assert_same_run(world, "timed", "SEQ")
 
 
 def test_sigterm_saves_and_the_run_goes_on(world):
@@ -237,12 +251,38 @@ def test_one_changed_bit_is_noticed(world, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("moment", ["batch", "window", "validation", "epoch", "checkpoint"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("objective", "moment"), ALL)
 def test_it_does_not_matter_when(world, objective, moment, workers):
-    step = random.Random(f"{SEED}{objective}{moment}{workers}").randrange(2, STEPS - 1)
-    options = ("--data.init_args.num_workers", str(workers))
-    kill_and_go_on(world, objective, moment, min(step, 6) if moment == "epoch" else step, *options)
+    step = _drawn_step(objective, moment, workers)
+    kill_and_go_on(world, objective, moment, step, "--data.init_args.num_workers", str(workers))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("objective", "moment"), ALL)
+def test_sigterm_anywhere_saves_and_the_run_goes_on(world, objective, moment):
+    run, step = f"{objective}-{moment}-SIGTERM", _drawn_step(objective, moment)
+    _say(f"{run}: at {moment} after step {step} (RESUME_SEED={SEED})")
+    stopped = world.start(run, objective, INTERRUPT=f"{moment}:{step}")
+    stopped.wait_for("reached")
+    stopped.send(signal.SIGTERM)
+    stopped.send(signal.SIGCONT)
+    stopped.end(143)
+    world.start(run, objective).end()
+    assert_same_run(world, run, objective)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_goes_on_bit_by_bit(world):
+    compiled = ("--model.init_args.compile", "true")
+    world.start("compiled", "SEQ", *compiled).end()
+    step = _drawn_step("compiled")
+    _say(f"compiled: SIGKILL in a window after step {step} (RESUME_SEED={SEED})")
+    killed = world.start("compiled-killed", "SEQ", *compiled, INTERRUPT=f"window:{step}")
+    killed.wait_for("reached")
+    killed.send(signal.SIGKILL)
+    killed.end(-signal.SIGKILL)
+    world.start("compiled-killed", "SEQ", *compiled).end()
+    assert differences(world.last("compiled-killed"), world.last("compiled")) == []
 
 
 @pytest.mark.slow
