@@ -173,8 +173,9 @@ class Run(LightningCLI):
         if given.enable_progress_bar is not False and not given.barebones:
             callbacks.append(progress(given.log_every_n_steps))
         logger = given.logger
-        if logger in (None, True):
-            logger = MetricsFile(self.folder) if self.subcommand == "fit" else False
+        if logger is not False:
+            own = [MetricsFile(self.folder)] if self.subcommand == "fit" else []
+            logger = own + [one for one in _listed(logger) if one is not True]
         return super().instantiate_trainer(
             callbacks=callbacks,
             logger=logger,
