@@ -47,15 +47,19 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield names and tensors of one safetensors file, mapped into memory.
+    """Yield names and tensors of one safetensors file, each in memory of its own.
 
     Raises:
         ValueError: the file is truncated or not safetensors.
     """
     try:
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a dict
-                yield name, tensors.get_tensor(name)
+            names = list(tensors.keys())
+        for name in names:
+            # mapped anew for each: the pages read of one mapping would all count as memory at last
+            with safe_open(file, framework="pt") as tensors:
+                tensor = tensors.get_tensor(name).clone()
+            yield name, tensor
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or not a safetensors file ({error})") from error
 

@@ -61,6 +61,8 @@ def fail(capsys):
         (["--model", "x", "--port", "http"], ["--port", "whole number", "http"]),
         (["--model", "x", "--port", "99999"], ["--port", "65535", "99999"]),
         (["--model", "x", "--dtype", "int3"], ["--dtype", "bfloat16", "int3"]),
+        (["--model", "x", "--weights", "int3"], ["--weights", "w8a8", "int3"]),
+        (["--model", "x", "--weights", "bf16", "--dtype", "float32"], ["bf16", "contradict"]),
         (["--model", "x", "--page-size", "0"], ["page_size", "positive", "0"]),
         (["--model", "x", "--max-step-tokens", "4"], ["max_running_tasks 32", "max_step_tokens"]),
         (["x"], ["x is not an option"]),

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 import astrai_serve.model_source
+from astrai_core.folder_quantization import quantize_folder
 from astrai_core.model import AutoModel, ModelConfig
 from astrai_core.model.adapter import adapt
 from astrai_core.model.lora import LoRAConfig, lora_layers
+from astrai_core.model.quantization import scheme_of
 from astrai_serve.model_source import ModelSource
 
 FIELDS: Any = {
@@ -116,3 +118,41 @@ def test_an_adapter_of_an_adapter_is_refused(tmp_path):
     make_adapter(write(tmp_path / "m", torch.float32), tmp_path / "a")
     with pytest.raises(ValueError, match="is an adapter itself; pass its base's folder"):
         ModelSource.find(tmp_path / "a", "auto", is_random=False, adapter=tmp_path / "a")
+
+
+@pytest.mark.parametrize("weights", ["w8a8", "int8", "int4"])
+def test_weights_are_rounded_as_they_are_read(tmp_path, weights):
+    folder = write(tmp_path / "m", torch.float32)
+    plain = ModelSource.find(folder, "auto", False)
+    source = ModelSource.find(folder, "auto", False, weights=weights)
+    model = source.load()
+    assert scheme_of(model) == source.scheme == weights
+    assert f"in {weights} weights" in source.describe()
+    ids = torch.randint(300, (1, 7))
+    with torch.no_grad():
+        assert not torch.equal(model(ids)["logits"], plain.load()(ids)["logits"])
+
+
+def test_a_quantised_folder_is_what_it_is(tmp_path):
+    quantize_folder(write(tmp_path / "m", torch.bfloat16), tmp_path / "small", "w8a8")
+    source = ModelSource.find(tmp_path / "small", "float32", False)
+    assert (source.scheme, source.dtype) == ("w8a8", torch.float32)
+    assert scheme_of(source.load()) == "w8a8"
+    for weights in ("fp32", "bf16", "int4"):
+        with pytest.raises(ValueError, match=f"--weights {weights}: .* holds w8a8 weights"):
+            ModelSource.find(tmp_path / "small", "auto", False, weights=weights)
+
+
+def test_random_weights_and_merged_adapters_are_rounded_too(tmp_path):
+    folder = write(tmp_path / "m", torch.float32)
+    source = ModelSource.find(folder, "auto", True, weights="w8a8")
+    assert scheme_of(source.load()) == "w8a8"
+    model = AutoModel.from_pretrained(folder)
+    adapt(model, LoRAConfig(rank=2), folder)
+    AutoModel.save_pretrained(model, tmp_path / "adapter")
+    merged = ModelSource.find(tmp_path / "adapter", "auto", False, weights="w8a8").load()
+    assert scheme_of(merged) == "w8a8"
+    assert not lora_layers(merged)
+    quantize_folder(folder, tmp_path / "small", "w8a8")
+    with pytest.raises(ValueError, match="which no adapter can be merged into"):
+        ModelSource.find(tmp_path / "small", "auto", False, tmp_path / "adapter")

@@ -3,6 +3,7 @@
 N tokens, I inputs, O outputs, G groups of inputs.
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, Self, get_args
 
@@ -80,19 +81,23 @@ class _QuantisedLinear(_Quantised):
         raise NotImplementedError
 
 
+def _handle_of(layer: nn.Module) -> int:
+    """A number for the packed form of the layer's weight, which goes when the layer does."""
+    handle = kernels.new_handle()
+    weakref.finalize(layer, kernels.forget, handle).atexit = False
+    return handle
+
+
 class W8A8Linear(_QuantisedLinear):
     """Weights in int8 for each output channel, activations in int8 for each token."""
 
     def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None):
         super().__init__(weight, weight_scale, bias)
         self.in_features = weight.shape[1]
-        self._handle = kernels.new_handle()
+        self._handle = _handle_of(self)
 
     def _multiply(self, rows: Tensor) -> Tensor:
         return torch.ops.astrai.w8a8_linear(rows, self.weight, self.weight_scale, self._handle)
-
-    def __del__(self) -> None:
-        kernels.forget(self.__dict__.get("_handle", -1))
 
 
 class Int8Linear(_QuantisedLinear):
@@ -133,7 +138,7 @@ class QuantisedEmbedding(_Quantised):
 
     def __init__(self, weight: Tensor, weight_scale: Tensor, *, rounds_inputs: bool):
         super().__init__(weight, weight_scale)
-        self._handle = kernels.new_handle() if rounds_inputs else None
+        self._handle = _handle_of(self) if rounds_inputs else None
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (...) to (..., dim) in float32."""
@@ -147,10 +152,6 @@ class QuantisedEmbedding(_Quantised):
         else:
             out = torch.ops.astrai.w8a8_linear(rows, self.weight, self.weight_scale, self._handle)
         return out.view(*x.shape[:-1], self.weight.shape[0])
-
-    def __del__(self) -> None:
-        if (handle := self.__dict__.get("_handle")) is not None:
-            kernels.forget(handle)
 
 
 _LINEAR: dict[Scheme, type[_QuantisedLinear]] = {
