@@ -36,6 +36,39 @@ def test_only_the_newest_stay_and_last_names_the_newest(tmp_path):
     assert (tmp_path / "checkpoints" / "last").resolve().name == "step-00000005"
 
 
+class Scored(TinyModule):
+    """Its validations, each after two steps, say what they are told to."""
+
+    scores = (5.0, 3.0, 4.0, 3.0, 6.0, 5.0)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/score", self.scores[self.trainer.global_step // 2 - 1])
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", "step-00000004"), ("max", "step-00000010")])
+def test_the_best_stays_beside_the_newest(tmp_path, mode, best):
+    """Twelve steps with a checkpoint each; the second of two equal values is no better."""
+    module = Scored()
+    options = {"max_steps": 12, "max_epochs": -1, "val_check_interval": 2}
+    options |= {"check_val_every_n_epoch": None, "best": "val/score", "mode": mode}
+    trainer(tmp_path, module, **options).fit(module, datamodule=TinyData())
+    root = tmp_path / "checkpoints"
+    assert (root / "best").resolve().name == best
+    names = {path.name for path in root.glob("step-*")}
+    assert names == {best, "step-00000011", "step-00000012"}
+
+
+def test_a_metric_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    module = TinyModule()
+    run = trainer(tmp_path, module, max_epochs=1, best="val/loss")
+    with pytest.raises(ValueError, match=r"checkpoint\.best is val/loss.*choose one of val/noise"):
+        run.fit(module, datamodule=TinyData())
+    module = TinyModule()
+    run = trainer(tmp_path, module, max_epochs=1, best="val/loss", limit_val_batches=0)
+    with pytest.raises(ValueError, match="this run has no validation"):
+        run.fit(module, datamodule=TinyData())
+
+
 def test_nothing_is_pickled(tmp_path):
     fit(tmp_path, max_epochs=1)
     files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]

@@ -127,7 +127,8 @@ class KilledError(Exception):
 
 def trainer(folder: Path, module: LightningModule, *callbacks: Callback, **options: Any) -> Trainer:
     """Build a trainer with our callbacks; `every` is `FolderCheckpoint.every_n_steps`."""
-    checkpoint = FolderCheckpoint(every_n_steps=options.pop("every", 1), every_minutes=0)
+    kept = {name: options.pop(name) for name in ("best", "mode") if name in options}
+    checkpoint = FolderCheckpoint(every_n_steps=options.pop("every", 1), every_minutes=0, **kept)
     return Trainer(
         **{
             "max_epochs": 3,
