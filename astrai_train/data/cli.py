@@ -97,6 +97,38 @@ class CurriculumOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptsOptions:
+    """Write prompts of the curriculum for stage grpo: train.jsonl, val.jsonl and held_out.jsonl."""
+
+    out: Path
+    """Folder to write."""
+    tasks: list[str]
+    """What the questions are about, as in the curriculum: follow_up, dates, sorting, ..."""
+    train: int = 6000
+    """Number of training prompts."""
+    held_out: int = 200
+    """Number of prompts to validate on, and of held-out ones."""
+    joined: int = 3
+    """Items of a chat; only its last question is asked."""
+    seed: int = 11
+    """Another seed draws other items."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningOptions:
+    """Write tasks of reasoning_gym as prompts for stage grpo; needs astrai[reasoning]."""
+
+    out: Path
+    """The .jsonl file to write."""
+    tasks: list[str]
+    """Names of its data sets, which take turns: leg_counting, chain_sum, ..."""
+    count: int = 2000
+    """Number of prompts."""
+    seed: int = 0
+    """Another seed makes other prompts; validate on those of another one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CorporaOptions:
     """Write the demo's Chinese and English text, from packages, as train.jsonl and val.jsonl."""
 
@@ -106,13 +138,23 @@ class CorporaOptions:
     """At most so many of each source."""
 
 
-Options = TokenizerOptions | PrepareOptions | InspectOptions | CurriculumOptions | CorporaOptions
+Options = (
+    TokenizerOptions
+    | PrepareOptions
+    | InspectOptions
+    | CurriculumOptions
+    | PromptsOptions
+    | ReasoningOptions
+    | CorporaOptions
+)
 
 COMMANDS: dict[str, type[Options]] = {
     "tokenizer": TokenizerOptions,
     "prepare": PrepareOptions,
     "inspect": InspectOptions,
     "curriculum": CurriculumOptions,
+    "prompts": PromptsOptions,
+    "reasoning": ReasoningOptions,
     "corpora": CorporaOptions,
 }
 
@@ -162,6 +204,10 @@ def _run(options: Options) -> None:
             inspect_files(options)
         case CurriculumOptions():
             curriculum(options)
+        case PromptsOptions():
+            prompts(options)
+        case ReasoningOptions():
+            reasoning(options)
         case CorporaOptions():
             corpora(options)
 
@@ -283,6 +329,27 @@ def curriculum(options: CurriculumOptions) -> None:
         print(f"{path}: {sum(1 for _ in read_records(path)):,} chats")
     for path in write_pairs(options.out, options.pairs, VAL_PER_TASK, options.seed):
         print(f"{path}: {sum(1 for _ in read_records(path)):,} pairs")
+
+
+def prompts(options: PromptsOptions) -> None:
+    """Run `astrai-data prompts`."""
+    from astrai_train.data.curriculum.prompts import write_prompts
+
+    for path in write_prompts(
+        options.out, options.tasks, options.train, options.held_out, options.joined, options.seed
+    ):
+        print(f"{path}: {sum(1 for _ in read_records(path)):,} prompts")
+
+
+def reasoning(options: ReasoningOptions) -> None:
+    """Run `astrai-data reasoning`."""
+    from astrai_train.data.curriculum.whole_file import write_lines
+    from astrai_train.data.reasoning import reasoning_records
+
+    records = reasoning_records(options.tasks, options.count, options.seed)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_lines(options.out, (json.dumps(one, ensure_ascii=False) for one in records))
+    print(f"{options.out}: {options.count:,} prompts")
 
 
 def corpora(options: CorporaOptions) -> None:

@@ -31,6 +31,10 @@ def world(tmp_path_factory) -> Path:
     write(folder / "sft.jsonl", [{"messages": messages}] * 40)
     pair = {"prompt": "1+1?", "chosen": "2", "rejected": "3 or so"}
     write(folder / "dpo.jsonl", [pair] * 40)
+    checker = {"kind": "number", "expected": 2, "form": "digits", "unit": ""}
+    entry = {"question": "", "answer": "2", "metadata": {"source_dataset": "leg_counting"}}
+    asked = {"prompt": messages[:1], "checker": checker, "entry": entry}
+    write(folder / "grpo.jsonl", [asked] * 8)
     return folder
 
 
@@ -59,6 +63,8 @@ def small(file: Path, world: Path, folder: Path) -> list[str]:
     else:
         options["model.init_args.model.dim"] = 48
         options["model.init_args.model.n_layers"] = 1
+    if stage == "grpo":
+        options["model.init_args.rollout.max_completion"] = 8
     options["trainer.log_every_n_steps"] = 1
     if content["trainer"].get("val_check_interval"):
         options["trainer.val_check_interval"] = 2
