@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 using torch::headeronly::BFloat16;
@@ -37,6 +38,7 @@ struct Bytes {
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 struct Integers : Bytes {  // x as signed bytes, weights made unsigned: 128 * sum(x) too much
   using Value = int8_t;
+  using Total = int32_t;
   using Sum = __m512i;
   static constexpr char kName[] = "AVX512-VNNI";
   static constexpr int kStep = 64, kOffset = 128;
@@ -58,6 +60,7 @@ int32_t total_of(__m256i sum) {
 #if defined(__AVXVNNI__)
 struct Integers : Bytes {  // as above, in half the width
   using Value = int8_t;
+  using Total = int32_t;
   using Sum = __m256i;
   static constexpr char kName[] = "AVX-VNNI";
   static constexpr int kStep = 32, kOffset = 128;
@@ -75,6 +78,7 @@ struct Integers : Bytes {  // as above, in half the width
 #else
 struct Integers : Bytes {  // in 16 bits, because AVX2's products of bytes saturate
   using Value = int16_t;
+  using Total = int32_t;
   using Sum = __m256i;
   static constexpr char kName[] = "AVX2";
   static constexpr int kStep = 16, kOffset = 0;
@@ -93,6 +97,7 @@ struct Integers : Bytes {  // in 16 bits, because AVX2's products of bytes satur
 
 struct Floats {  // sixteen products of floats, in two registers
   using Value = float;
+  using Total = float;
   struct Sum { __m256 low, high; };
   static constexpr int kStep = 16, kOffset = 0;
   static Sum zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
@@ -103,6 +108,11 @@ struct Floats {  // sixteen products of floats, in two registers
   static Sum add(Sum sum, const Value* x, Sum w) {
     return {_mm256_fmadd_ps(_mm256_loadu_ps(x), w.low, sum.low),
             _mm256_fmadd_ps(_mm256_loadu_ps(x + 8), w.high, sum.high)};
+  }
+  static Sum scaled(Sum so_far, Sum sum, float scale) {
+    const __m256 factor = _mm256_set1_ps(scale);
+    return {_mm256_fmadd_ps(sum.low, factor, so_far.low),
+            _mm256_fmadd_ps(sum.high, factor, so_far.high)};
   }
   static float total(Sum sum) {
     __m256 both = _mm256_add_ps(sum.low, sum.high);
@@ -148,6 +158,9 @@ void tile(const Rows<Format>& rows, const Weights& w, int64_t n, int64_t o, floa
   const int64_t K = w.inputs, stride = Format::bytes(K), groups = K / w.group;
   const auto* x = rows.values.data() + n * K;
   const uint8_t* data = w.data + o * stride;
+  typename Format::Sum of_groups[R][C];  // of floats: eight lanes until the last group
+  for (auto& of_row : of_groups)
+    for (auto& one : of_row) one = Format::zero();
   for (int64_t g = 0; g < groups; ++g) {
     typename Format::Sum sum[R][C];
     for (auto& of_row : sum)
@@ -166,14 +179,23 @@ void tile(const Rows<Format>& rows, const Weights& w, int64_t n, int64_t o, floa
       }
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c) {
-        auto total = Format::total(sum[r][c]);
-        // in whole steps the weights were too large by the offset
-        if (Format::kOffset) total -= rows.excess[n + r];
-        for (int64_t j = k; j < end; ++j)
+        const float scale = w.scale[(o + c) * groups + g];
+        typename Format::Total total = 0;
+        for (int64_t j = k; __builtin_expect(j < end, 0); ++j)
           total += x[r * K + j] * Format::weight(data + c * stride, j);
-        out[r][c] += static_cast<float>(total) * w.scale[(o + c) * groups + g];
+        if constexpr (std::is_same_v<Format, Integers>) {
+          // in whole steps the weights were too large by the offset
+          total += Format::total(sum[r][c]) - rows.excess[n + r];
+        } else {
+          of_groups[r][c] = Format::scaled(of_groups[r][c], sum[r][c], scale);
+          if (k == end) continue;
+        }
+        out[r][c] += static_cast<float>(total) * scale;
       }
   }
+  if constexpr (!std::is_same_v<Format, Integers>)
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) out[r][c] += Format::total(of_groups[r][c]);
 }
 
 template <class Format, int R, int C, class T>
@@ -187,7 +209,8 @@ void store(const Rows<Format>& rows, const Weights& w, int64_t n, int64_t o, T* 
 
 template <class Format, int R, class T>
 void panel(const Rows<Format>& rows, const Weights& w, int64_t n, int64_t o, int64_t end, T* out) {
-  if (R > 1)  // one row alone is bound by memory, which is read fastest in one stream
+  // one row alone is bound by memory, read fastest in one stream; floats take two registers
+  if (R > 1 && std::is_same_v<Format, Integers>)
     for (; o + 2 <= end; o += 2) store<Format, R, 2>(rows, w, n, o, out);
   for (; o < end; ++o) store<Format, R, 1>(rows, w, n, o, out);
 }
@@ -235,7 +258,8 @@ template <class Format, class T>
 Tensor linear(const Tensor& x, const Weights& w) {
   const int64_t N = x.size(0), K = x.size(1), size[] = {N, w.channels}, stride[] = {w.channels, 1};
   AtenTensorHandle handle;
-  int32_t dtype = std::is_same_v<T, float> ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16();
+  const bool is_float = std::is_same_v<T, float>;
+  int32_t dtype = is_float ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16();
   aoti_torch_empty_strided(2, size, stride, dtype, aoti_torch_device_type_cpu(), -1, &handle);
   Tensor out(handle);
   thread_local Rows<Format> kept;  // its memory, from call to call
@@ -276,8 +300,12 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& scale) {
 Tensor w8a8(Tensor x, Tensor weight, Tensor scale, int64_t) {
   return linear<Integers>(x, weight, scale);
 }
-Tensor int8(Tensor x, Tensor weight, Tensor scale) { return linear<FloatsByBytes>(x, weight, scale); }
-Tensor int4(Tensor x, Tensor weight, Tensor scale) { return linear<FloatsByNibbles>(x, weight, scale); }
+Tensor int8(Tensor x, Tensor weight, Tensor scale) {
+  return linear<FloatsByBytes>(x, weight, scale);
+}
+Tensor int4(Tensor x, Tensor weight, Tensor scale) {
+  return linear<FloatsByNibbles>(x, weight, scale);
+}
 
 using Library = torch::stable::detail::StableLibrary;
 
