@@ -162,7 +162,10 @@ def describe_time(plan: Plan) -> str:
     # processes on one machine share its cores, so more devices are no faster here
     rate = plan.tokens_per_step / plan.devices / seconds
     threads = f"threads: {torch.get_num_threads()}, uncompiled"
-    lines = [_row("speed", f"{_figures(rate)} tokens/s", True, note=threads)]
+    lines = [
+        _row("precision", suggested_precision(), True, note="trainer.precision that suits here"),
+        _row("speed", f"{_figures(rate)} tokens/s", True, note=threads),
+    ]
     step = f"{plan.rows} rows x {plan.length} x {plan.accumulate} micro-batches"
     step += f" x {plan.devices} devices" if plan.devices > 1 else ""
     lines.append(_row("optimizer step", f"{plan.tokens_per_step:,} tokens", note=step))
@@ -171,6 +174,13 @@ def describe_time(plan: Plan) -> str:
     tokens = plan.steps * plan.tokens_per_step
     note = f"{plan.steps:,} steps, {_figures(tokens)} tokens, without validation"
     return "\n".join([*lines, _row("duration", _duration(tokens / rate), True, note=note)])
+
+
+def suggested_precision() -> str:
+    """The `trainer.precision` that is fastest here; weights are float32 with either."""
+    flags = torch.cpu.get_capabilities()
+    native = any(flags.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return "bf16-mixed" if native or torch.cuda.is_available() else "32-true"
 
 
 def available_memory() -> int | None:
@@ -225,7 +235,7 @@ def _read_shape(model: Namespace) -> ModelConfig:
         return parse_config(read_config_json(Path(model.init_from)), Path(model.init_from))[0]
     if model.model is None:
         raise ValueError("nothing to plan: set model for a new model, or init_from to a folder")
-    return ModelConfig(**model.model.as_dict())
+    return ModelConfig.from_dict(model.model.as_dict())
 
 
 def _count_batches(settings: Namespace) -> int | None:

@@ -5,7 +5,14 @@ import pytest
 from astrai_core.model import ModelConfig
 from astrai_train import plan
 from astrai_train.optim import OptimizerConfig
-from astrai_train.plan import Plan, describe_memory, describe_time, main, read_plan
+from astrai_train.plan import (
+    Plan,
+    describe_memory,
+    describe_time,
+    main,
+    read_plan,
+    suggested_precision,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SEQ = f"--config={CONFIGS / 'seq.yaml'}"
@@ -55,6 +62,24 @@ def test_too_large_a_row_and_too_large_a_model_are_told_apart():
 def test_the_duration_follows_from_speed_and_steps():
     assert "steps, 5,120 tokens" in describe_time(make())
     assert "unknown: the data is not there yet" in describe_time(make(steps=None))
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [({"avx2": True}, "32-true"), ({"avx512_bf16": True}, "bf16-mixed")],
+)
+def test_the_precision_follows_from_the_processor(monkeypatch, flags, precision):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: flags)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert suggested_precision() == precision
+    assert precision in describe_time(make())
+
+
+def test_a_model_of_nested_options_is_read():
+    scaling = "{rope_type: yarn, factor: 4.0, original_max_len: 512}"
+    read = read_plan([SEQ, f"--model.init_args.model.rope_scaling={scaling}"])
+    assert read.config.rope_scaling is not None
+    assert read.config.rope_scaling.factor == 4
 
 
 def test_bad_options_end_in_one_line(capsys):
