@@ -6,15 +6,16 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
 
 from astrai_train.modules.base import log_interval
+from astrai_train.modules.grpo import GRPOModule
 
 
 class Throughput(Callback):
     """Logs `train/tokens_per_s` of each logging interval, over all ranks.
 
-    Tokens are those that the model reads, padding excluded, whether they are trained or not. The
+    Tokens are those that the model reads, padding excluded, whether they are trained or not; of
+    rollouts those that training reads, while answering counts in the time. The
     time is all of the interval's, checkpoints and samples included, but not validation.
     """
 
@@ -35,12 +36,15 @@ class Throughput(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,
-        batch: dict[str, Tensor],
+        batch: dict[str, Any],
         batch_idx: int,
     ) -> None:
         """Count the batch, and log where a step closes the interval."""
         del outputs, batch_idx
-        tokens = (batch["document_ids"] >= 0).sum()
+        if isinstance(pl_module, GRPOModule) and "prompts" in batch:
+            tokens = torch.tensor(pl_module.tokens_read, device=pl_module.device)
+        else:
+            tokens = (batch["document_ids"] >= 0).sum()
         self._tokens = self._tokens.to(tokens.device) + tokens
         step = trainer.global_step
         if step == self._last_step or step % log_interval(trainer):

@@ -92,6 +92,8 @@ class GRPOModule(LMModule):
         self.updates = updates
         self.between_engine_steps: Callable[[], None] | None = None
         """Called while an engine answers; it may end the run by an exception."""
+        self.tokens_read = 0
+        """Tokens of the last piece of a rollout, prompts among them."""
         self._actor = None if engine is None else Actor(engine, rewards, weights)
         self._micro_batches = micro_batches
         self._num_pieces = micro_batches or 1
@@ -149,6 +151,7 @@ class GRPOModule(LMModule):
         numbers = rollout.numbers(number)
         piece = rollout.pack(numbers[self._teaches(rollout)[numbers]], self._padding_id)
         inputs = piece.on(self.device)
+        self.tokens_read = int((piece.batch["document_ids"] >= 0).sum())
         logprobs = self._score(self.hidden_states(inputs), inputs)
         if is_first_step:
             self._keep_old(rollout, piece, logprobs)
