@@ -137,8 +137,14 @@ def close(ours, theirs):
 
 @pytest.mark.parametrize(
     ("aggregation", "pieces", "accumulate"),
-    [("dapo", 1, 1), ("dapo", None, 4), ("dapo", 8, 8)]
-    + [("grpo", None, 4), ("bnpo", None, 4), ("dr_grpo", None, 4)],
+    [
+        ("dapo", 1, 1),
+        ("dapo", None, 4),
+        ("dapo", 8, 8),
+        ("grpo", None, 4),
+        ("bnpo", None, 4),
+        ("dr_grpo", None, 4),
+    ],
 )
 def test_a_step_is_the_policy_gradient_however_it_is_cut(folder, aggregation, pieces, accumulate):
     module = fit(
