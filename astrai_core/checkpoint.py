@@ -23,7 +23,13 @@ from astrai_core.model.adapter import (
     read_adapter,
     write_adapter,
 )
-from astrai_core.model.auto import AutoModel, parse_config, read_config_json, write_model
+from astrai_core.model.auto import (
+    AutoModel,
+    config_json,
+    parse_config,
+    read_config_json,
+    write_model,
+)
 from astrai_core.model.config import ModelConfig, read_json
 from astrai_core.model.lora import Adapter
 from astrai_core.model.transformer import Transformer
@@ -59,7 +65,7 @@ class Checkpoint:
         """Collect a model's own tensors (not copied) and its configuration."""
         return cls(
             model_state=adapter_state(model) if model.adapter else model.state_dict(),
-            config=model.origin or model.config.to_dict(),
+            config=config_json(model),
             tokenizer=tokenizer,
             trainer_state=trainer_state,
             adapter=model.adapter,
@@ -141,6 +147,20 @@ def load_state(folder: Path) -> dict[str, object]:
         raise ValueError(f"{folder / 'state.json'} is damaged ({error!r})") from error
     assert isinstance(state, dict)
     return state
+
+
+def load_entry(folder: Path, key: str) -> object:
+    """Read one entry of a saved state, which holds no tensor, and leave the rest; None if not there.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    file = folder / "state.json"
+    try:
+        entries = dict(read_json(file)["dict"])
+        return _decode(entries[key], {}) if key in entries else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error!r})") from error
 
 
 def _encode(value: object, path: str, tensors: dict[str, Tensor]) -> object:

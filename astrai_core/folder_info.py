@@ -33,8 +33,7 @@ _PARTS = {
     "lm_head": "output head",
 }
 # bytes of a number; int4 keeps a bfloat16 scale and zero for each group of 128
-_MATRIX_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5 + 4 / 128}
-_OTHER_BYTES = {"float32": 4, "bfloat16": 2, "int8": 2, "int4": 2}
+_SCHEMES: dict[str, Scheme] = {"int8": "w8a8", "int4": "int4"}
 _CACHE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -166,7 +165,7 @@ def read_folder(folder: Path) -> FolderInfo:
         stored=stored,
         files=len(files),
         file_bytes=sum(file.stat().st_size for file in files),
-        weight_bytes=_weight_bytes(sizes),
+        weight_bytes=_weight_bytes(config),
         cache_bytes=_cache_bytes(config),
         tokenizer=_read_tokenizer(folder, config),
         provenance=_provenance(folder, content),
@@ -217,17 +216,22 @@ def _check_stored(
     return dict(kinds), files
 
 
-def _weight_bytes(sizes: Mapping[str, int]) -> dict[str, int]:
-    """int8 and int4 are for the matrices of linear layers; what else there is stays bfloat16."""
-    matrices = sum(
-        size
-        for name, size in sizes.items()
-        if ("proj.weight" in name or name == "lm_head.weight") and "kv_b_proj" not in name
-    )
-    others = sum(sizes.values()) - matrices
+def _weight_bytes(config: ModelConfig) -> dict[str, int]:
+    """Weights in memory by precision; what is not rounded to int8 or int4 is float32.
+
+    A scheme that some layer's width rules out is not among them.
+    """
+    with torch.device("meta"):
+        models = {name: Transformer(config) for name in ("float32", "bfloat16", *_SCHEMES)}
+    models["bfloat16"].to(torch.bfloat16)
+    for name, scheme in _SCHEMES.items():
+        try:
+            quantize_(models[name], scheme)
+        except ValueError:  # int4 wants inputs in groups
+            del models[name]
     return {
-        name: round(matrices * width + others * _OTHER_BYTES[name])
-        for name, width in _MATRIX_BYTES.items()
+        name: sum(tensor.nbytes for tensor in model.state_dict().values())
+        for name, model in models.items()
     }
 
 

@@ -45,7 +45,11 @@ def test_the_counts_are_those_of_arithmetic(capsys, folder):
     total = 100 * 32 + attention + norms + 2 * 3 * 32 * 48
     assert f"parameters   {total:,}" in out
     matrices = attention + 2 * 3 * 32 * 48
-    int8, int4 = matrices + (total - matrices) * 2, matrices * 17 / 32 + (total - matrices) * 2
+    channels = 2 * (32 + 2 * 16 + 32 + 48 + 48 + 32)
+    table = 100 * 32 + 100 * 4  # int8 either way, with a scale a row
+    int8 = table + matrices + channels * 4 + norms * 4
+    down = 2 * 32 * 48  # its 48 inputs are in groups of 16, the 32 of the others in one of 32
+    int4 = table + matrices / 2 + ((matrices - down) / 32 + down / 16) * 4 + norms * 4
     cells = " kB +".join(f"{size / 1e3:.1f}" for size in (total * 4, total * 2, int8, int4))
     assert re.search(rf"weights +{cells} kB\n", out)
     # a token: 2 layers x (2 key + 2 value heads) x 8 numbers
