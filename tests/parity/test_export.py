@@ -91,8 +91,8 @@ def assert_equal(ours, theirs):
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_folder_of_ours_becomes_one_of_its_family(family, tmp_path):
-    family.ours.origin = None  # as if it were ours from the start
+def test_a_folder_of_ours_becomes_one_of_its_family(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(family.ours, "origin", None)  # as if it were ours from the start
     AutoModel.save_pretrained(family.ours, tmp_path / "ours")
     export_huggingface(tmp_path / "ours", tmp_path / "out", None)
     theirs = load(tmp_path / "out")

@@ -16,6 +16,9 @@ class Numbers(NumberedDataset):
     def __getitem__(self, number):
         return -1 if number is None else self.numbers[number]
 
+    def place(self, number):
+        return f"number {number}"
+
     def collate(self, items):
         return {"items": items}
 
