@@ -136,7 +136,7 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
     Raises:
         ValueError: the folder, its files or an option is wrong; the message says which.
     """
-    _check_files(options)
+    check_files(options)
     keys = _read_keys(options.api_key_file)
     defaults = GenerationDefaults.read(options.text_folder if options.adapter else options.model)
     from astrai_serve.api.server import bind
@@ -159,7 +159,7 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
             options.weights,
         )
         print(f"  {source.describe()}", flush=True)
-        tokenizer = _load_tokenizer(options, source)
+        tokenizer = load_tokenizer(options, source)
         try:
             model = source.load()
             engine = InferenceEngine(model, tokenizer, config)
@@ -191,8 +191,12 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
         )
 
 
-def _check_files(options: ServeOptions) -> None:
-    """Find the common mistakes without torch."""
+def check_files(options: ServeOptions) -> None:
+    """Find the common mistakes without torch.
+
+    Raises:
+        ValueError: the message names the option.
+    """
     path = options.model
     if not path.exists():
         raise ValueError(
@@ -242,7 +246,12 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _load_tokenizer(options: ServeOptions, source: "ModelSource") -> "AutoTokenizer":
+def load_tokenizer(options: ServeOptions, source: "ModelSource") -> "AutoTokenizer":
+    """Read the tokenizer of a model.
+
+    Raises:
+        ValueError: it is not this model's.
+    """
     from astrai_core.tokenizer import AutoTokenizer
 
     folder = options.text_folder
