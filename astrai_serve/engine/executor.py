@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from astrai_core.model import Transformer
-from astrai_serve.engine.kv_storage import KVStorage, PagedAttention, Span
+from astrai_serve.engine.kv_storage import KVStorage, Span
+from astrai_serve.engine.native_attention import attention_of
 from astrai_serve.engine.sampling import (
     Adjustments,
     Filters,
@@ -69,7 +70,7 @@ class Executor:
         output = self.model(
             torch.tensor(input_ids, device=device),
             torch.tensor(position_ids, device=device),
-            PagedAttention.build(self.storage, spans),
+            attention_of(self.storage, spans),
             torch.tensor(logits_at, dtype=torch.int64, device=device),
         )
         return output["logits"]

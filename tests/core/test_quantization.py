@@ -228,9 +228,8 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = tmp_path / "linear.cpp"
     source.write_text("this is not C++")
-    monkeypatch.setattr(native, "_SOURCE", source)
     with pytest.raises(native.NativeError, match=r"failed: .*error"):
-        native._compile(tmp_path / "linear.so")
+        native.load_source(source)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(native.NativeError, match="no C\\+\\+ compiler"):
-        native._compile(tmp_path / "linear.so")
+        native.load_source(source)

@@ -37,12 +37,21 @@ def load() -> None:
     Raises:
         NativeError: this machine cannot; the message says what it lacks.
     """
+    load_source(_SOURCE)
+
+
+def load_source(source: Path) -> None:
+    """Make the operators that a C++ file registers exist, compiling it if need be.
+
+    Raises:
+        NativeError: as above.
+    """
     if not torch.cpu.get_capabilities().get("avx2"):
         raise NativeError("the processor has no AVX2")
     try:
-        library = _path()
+        library = _path(source)
         if not library.is_file():
-            _compile(library)
+            _compile(library, source)
         torch.ops.load_library(str(library))
     except OSError as error:
         raise NativeError(f"the compiled kernels cannot be kept or loaded: {error}") from error
@@ -61,14 +70,14 @@ def instructions() -> str:
 
 
 def _library() -> ctypes.CDLL:
-    return ctypes.CDLL(str(_path()))
+    return ctypes.CDLL(str(_path(_SOURCE)))
 
 
-def _path() -> Path:
-    return private_cache("kernels") / f"linear-{_fingerprint()}.so"
+def _path(source: Path) -> Path:
+    return private_cache("kernels") / f"{source.stem}-{_fingerprint(source)}.so"
 
 
-def _compile(library: Path) -> None:
+def _compile(library: Path, source: Path) -> None:
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise NativeError(f"there is no C++ compiler ({os.environ.get('CXX', 'g++')})")
@@ -77,7 +86,7 @@ def _compile(library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         command = [
-            compiler, *_FLAGS, str(_SOURCE), "-o", str(made), "-isystem", str(root / "include"),
+            compiler, *_FLAGS, str(source), "-o", str(made), "-isystem", str(root / "include"),
             f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10",
         ]  # fmt: skip
         try:
@@ -91,10 +100,10 @@ def _compile(library: Path) -> None:
 
 
 @functools.cache
-def _fingerprint() -> str:
+def _fingerprint(source: Path) -> str:
     """Names what was compiled: by which source and flags, for which torch and processor."""
     facts = (
-        _SOURCE.read_text("utf-8"), _FLAGS, os.environ.get("CXX", ""), torch.__version__,
+        source.read_text("utf-8"), _FLAGS, os.environ.get("CXX", ""), torch.__version__,
         sorted(torch.cpu.get_capabilities().items()),
     )  # fmt: skip
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
