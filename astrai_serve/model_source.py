@@ -21,6 +21,7 @@ from astrai_core.model.adapter import (
     read_adapter,
 )
 from astrai_core.model.auto import parse_config, read_config_json
+from astrai_core.model.fusion import fuse_
 from astrai_core.model.lora import merge_lora
 from astrai_core.model.quantization import Scheme, described_scheme, quantize_
 from astrai_core.model.weights import weight_files
@@ -128,11 +129,14 @@ class ModelSource:
         return f"{told}; {_size(available)} of memory are free"
 
     def load(self) -> Transformer:
-        """Read the weights, or draw them, in evaluation mode.
+        """Read the weights, or draw them, in evaluation mode, in as few operators as can be.
 
         Raises:
             ValueError: a file is missing or wrong; the message says which.
         """
+        return fuse_(self._load())
+
+    def _load(self) -> Transformer:
         if not self.is_random and self.adapter is None:
             return AutoModel.from_pretrained(self.path, self.dtype, self.scheme)
         if self.adapter is not None:

@@ -13,6 +13,7 @@ import torch
 
 from astrai_core.generation import Completion, FinishReason, GenerationEngine, SamplingParams
 from astrai_core.model import AutoModel, Transformer
+from astrai_core.model.fusion import fuse_
 from astrai_core.model.lora import merge_lora
 from astrai_core.model.quantization import Scheme
 from astrai_core.tokenizer import AutoTokenizer
@@ -51,6 +52,7 @@ class LLM(GenerationEngine):
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
             model = AutoModel.from_pretrained(model, dtype, weights)
             merge_lora(model)
+            fuse_(model)
         self.tokenizer = tokenizer
         self.config = config or EngineConfig()
         if self.config.num_threads is not None:
