@@ -6,9 +6,9 @@ Names are loaded when first used, so that importing the package costs no torch.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from astrai_serve.engine import LLM, InferenceEngine
+    from astrai_serve.engine import LLM, AsyncLLM, InferenceEngine
 
-__all__ = ["LLM", "InferenceEngine"]
+__all__ = ["LLM", "AsyncLLM", "InferenceEngine"]
 
 
 def __getattr__(name: str) -> object:

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from astrai_serve.engine.async_llm import AsyncLLM
     from astrai_serve.engine.config import EngineConfig
     from astrai_serve.engine.engine import InferenceEngine
     from astrai_serve.engine.llm import LLM
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "EngineClosedError",
     "EngineConfig",
     "EngineError",
@@ -37,6 +39,7 @@ __all__ = [
 
 _MODULES = {
     "LLM": "llm",
+    "AsyncLLM": "async_llm",
     "EngineConfig": "config",
     "InferenceEngine": "engine",
     "TaskStream": "stream",

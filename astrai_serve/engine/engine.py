@@ -59,12 +59,29 @@ class InferenceEngine(GenerationEngine):
         self._stopping = False
         self._step_started: float | None = None
         self._thread = threading.Thread(target=self._run, name="astrai-engine", daemon=True)
+        self._ended = threading.Event()
         self._thread.start()
+        threading.Thread(target=self._watch, name="astrai-watchdog", daemon=True).start()
 
     @property
     def max_context(self) -> int:
         """Most tokens of prompt and answer together."""
         return self._core.max_context
+
+    @property
+    def max_tasks(self) -> int:
+        """Most tasks that run and wait."""
+        return self.config.max_running_tasks + self.config.max_queued_tasks
+
+    @property
+    def num_open(self) -> int:
+        """Tasks that run and wait, those included that are on their way in or out."""
+        return len(self._open)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether tasks are taken: the engine was neither closed nor has it failed."""
+        return self._refusal is None
 
     @property
     def healthy(self) -> bool:
@@ -104,6 +121,14 @@ class InferenceEngine(GenerationEngine):
         """
         return self._submit(prompt_ids, params, cache_salt, sample_index, is_limited=True)
 
+    def prepare(self, params: SamplingParams) -> None:
+        """Compile a structure ahead of `submit`, which then need not wait; any thread may.
+
+        Raises:
+            RefusedError: the structure is wrong, cannot be satisfied, or is too much work.
+        """
+        self._core.matcher_of(params)
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -131,6 +156,34 @@ class InferenceEngine(GenerationEngine):
                 for event in stream:
                     if between_steps is not None:
                         between_steps()
+                    parts.add(event)
+                completions.append(parts.completion())
+            return completions
+        finally:
+            for stream in streams:
+                stream.cancel()
+
+    async def generate_async(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+    ) -> list[Completion]:
+        """Complete each prompt as `generate` does, without holding up the event loop.
+
+        A caller that is cancelled takes its tasks along.
+
+        Raises:
+            RefusedError: a prompt can never run.
+            GenerationFailedError: an error ended one of the tasks.
+        """
+        streams: list[TaskStream] = []
+        try:
+            for prompt_ids, one in zip(prompts, each_params(params, len(prompts)), strict=True):
+                streams.append(self._submit(prompt_ids, one, "", 0, is_limited=False))
+            completions: list[Completion] = []
+            for stream in streams:
+                parts = CompletionParts()
+                async for event in stream:
                     parts.add(event)
                 completions.append(parts.completion())
             return completions
@@ -184,7 +237,8 @@ class InferenceEngine(GenerationEngine):
         sample_index: int,
         is_limited: bool,
     ) -> TaskStream:
-        most = self.config.max_running_tasks + self.config.max_queued_tasks
+        most = self.max_tasks
+        self.prepare(params)  # without the lock: it may take seconds
         with self._lock:
             if self._refusal is not None:
                 raise EngineClosedError(self._refusal)
@@ -224,7 +278,24 @@ class InferenceEngine(GenerationEngine):
             logger.exception("the engine failed")
             self._refuse_and_end(f"the engine failed ({error!r})", FinishReason.ERROR)
         finally:
+            self._ended.set()
             self._core.close()
+
+    def _watch(self) -> None:
+        """Tell the log of a step that hangs, once, and of its end."""
+        hanging: float | None = None  # when the step that was told of began
+        while not self._ended.wait(min(self.config.stall_seconds / 4, 5.0)):
+            started = self._step_started
+            if hanging is not None and started != hanging:
+                logger.warning("the step that hung has ended; the engine goes on")
+                hanging = None
+            if started is not None and hanging is None and not self.healthy:
+                logger.error(
+                    "a step has been running for more than %g s: the engine hangs, and its health "
+                    "is bad until the step ends",
+                    self.config.stall_seconds,
+                )
+                hanging = started
 
     def _obey(self) -> None:
         """Carry out all commands; sleep until there is one if there is nothing else to do."""

@@ -48,11 +48,7 @@ class LLM(GenerationEngine):
         dtype: torch.dtype | None = None,
         weights: Scheme | None = None,
     ):
-        if not isinstance(model, Transformer):
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
-            model = AutoModel.from_pretrained(model, dtype, weights)
-            merge_lora(model)
-            fuse_(model)
+        model, tokenizer = load(model, tokenizer, dtype, weights)
         self.tokenizer = tokenizer
         self.config = config or EngineConfig()
         if self.config.num_threads is not None:
@@ -149,6 +145,21 @@ class LLM(GenerationEngine):
         return self.tokenizer.encode(text)
 
 
+def load(
+    model: str | Path | Transformer,
+    tokenizer: AutoTokenizer | None,
+    dtype: torch.dtype | None,
+    weights: Scheme | None,
+) -> tuple[Transformer, AutoTokenizer | None]:
+    """Read a model folder and its tokenizer; a model given as such stays what it is."""
+    if isinstance(model, Transformer):
+        return model, tokenizer
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
+    model = AutoModel.from_pretrained(model, dtype, weights)
+    merge_lora(model)
+    return fuse_(model), tokenizer
+
+
 def each_params(
     params: SamplingParams | Sequence[SamplingParams], num_prompts: int
 ) -> list[SamplingParams]:
@@ -184,4 +195,7 @@ class CompletionParts:
             logprobs=tuple(entry.logprob for event in self._events for entry in event.logprobs),
             finish_reason=finish.reason,
             text="".join(event.text for event in self._events),
+            prompt_logprobs=tuple(
+                entry.logprob for event in self._events for entry in event.prompt_logprobs
+            ),
         )
