@@ -3,11 +3,14 @@
 Nothing here knows text: stop strings travel through, and an engine with a tokenizer honours them.
 """
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from numbers import Integral, Real
+from typing import cast
 
 
 class FinishReason(StrEnum):
@@ -20,11 +23,46 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Structure:
+    """The form a completion must have; one of the four fields says which.
+
+    Raises:
+        ValueError: none is given, or several, or one is of the wrong type.
+    """
+
+    json_schema: str | None = None
+    """A JSON schema as text; the completion is JSON that it allows."""
+    regex: str | None = None
+    """The whole completion matches it; without look-around and back references."""
+    choice: tuple[str, ...] | None = None
+    """The completion is one of these."""
+    grammar: str | None = None
+    """A grammar in Lark's notation whose first rule is `start`."""
+
+    def __post_init__(self) -> None:
+        names = ("json_schema", "regex", "choice", "grammar")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a structure needs one of {', '.join(names)}, not {given or 'none'}")
+        if given == ["choice"]:
+            object.__setattr__(self, "choice", _strings("choice", self.choice))
+            if not self.choice or not all(self.choice):
+                raise ValueError(f"choice must be made of non-empty strings, not {self.choice!r}")
+        elif not isinstance(value := getattr(self, given[0]), str):
+            raise ValueError(f"{given[0]} must be a string, not {value!r:.80}")
+
+    @classmethod
+    def of_json(cls, schema: Mapping[str, object] | bool | None = None) -> "Structure":
+        """JSON that a schema allows; any JSON object without one."""
+        return cls(json_schema=json.dumps({"type": "object"} if schema is None else schema))
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How the next tokens of one task are chosen.
 
     Raises:
-        ValueError: a value is out of its range; the message names the field.
+        ValueError: a value is of the wrong type or out of its range; the message names the field.
     """
 
     max_tokens: int | None = None
@@ -57,8 +95,14 @@ class SamplingParams:
     """Go on past the model's own stop tokens."""
     logprobs: int | None = None
     """None: none; k: the log-probability of each chosen token and of the k most likely ones."""
+    prompt_logprobs: int | None = None
+    """The same for each token of the prompt but the first; such a prompt is computed whole."""
+    structure: Structure | None = None
+    """The form the completion must have: other tokens cannot be chosen. The model's stop tokens can
+    where the form is complete, and end it; `min_tokens` and `ignore_eos` only put that off."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._require("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1")
         self._require("min_tokens", self.min_tokens >= 0, "at least 0")
         self._require("temperature", 0 <= self.temperature <= 100, "from 0 to 100")
@@ -69,6 +113,8 @@ class SamplingParams:
         self._require("presence_penalty", -100 <= self.presence_penalty <= 100, "from -100 to 100")
         self._require("frequency_penalty", -100 <= self.frequency_penalty <= 100, "-100 to 100")
         self._require("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0")
+        wanted = self.prompt_logprobs
+        self._require("prompt_logprobs", wanted is None or wanted >= 0, "at least 0")
         self._require(
             "logit_bias",
             all(token_id >= 0 and math.isfinite(bias) for token_id, bias in self.logit_bias),
@@ -78,9 +124,77 @@ class SamplingParams:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}")
 
+    def _check_types(self) -> None:
+        for name in _INTEGERS:
+            value = getattr(self, name)
+            is_right = _is_integer(value) or (value is None and name in _OPTIONAL)
+            self._require(name, is_right, "an integer")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            self._require(name, _is_number(value), "a number")
+        object.__setattr__(self, "stop", _strings("stop", self.stop))
+        ids, biases = _items(self.stop_token_ids), _items(self.logit_bias)
+        are_ids = ids is not None and all(map(_is_integer, ids))
+        self._require("stop_token_ids", are_ids, "a tuple of integers")
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        are_biases = biases is not None and all(map(_is_bias, biases))
+        self._require("logit_bias", are_biases, "a tuple of pairs of a token id and a number")
+        object.__setattr__(self, "logit_bias", tuple(map(tuple, self.logit_bias)))
+        self._require("ignore_eos", _is_a(self.ignore_eos, bool), "True or False")
+        is_structure = self.structure is None or _is_a(self.structure, Structure)
+        self._require("structure", is_structure, "a Structure")
+
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
             raise ValueError(f"{name} must be {rule}, not {getattr(self, name)!r}")
+
+
+_INTEGERS = (
+    "max_tokens",
+    "min_tokens",
+    "top_k",
+    "seed",
+    "logprobs",
+    "prompt_logprobs",
+)
+_OPTIONAL = ("max_tokens", "seed", "logprobs", "prompt_logprobs")
+_NUMBERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
+
+def _is_a(value: object, kind: type) -> bool:
+    return isinstance(value, kind)
+
+
+def _is_integer(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Integral)
+
+
+def _is_number(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Real)
+
+
+def _is_bias(value: object) -> bool:
+    pair = _items(value)
+    return pair is not None and len(pair) == 2 and _is_integer(pair[0]) and _is_number(pair[1])
+
+
+def _strings(name: str, value: object) -> tuple[str, ...]:
+    items = _items(value)
+    texts = [one for one in items or () if isinstance(one, str)]
+    if items is None or len(texts) < len(items):
+        raise ValueError(f"{name} must be a tuple of strings, not {value!r:.80}")
+    return tuple(texts)
+
+
+def _items(value: object) -> Sequence[object] | None:
+    return cast("Sequence[object]", value) if isinstance(value, list | tuple) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +202,15 @@ class Completion:
     """One finished answer to one prompt."""
 
     token_ids: tuple[int, ...]
-    """New tokens, a stop token included."""
+    """New tokens, a stop token included if one was chosen."""
     logprobs: tuple[float, ...]
     """Natural log-probability of each token under the full softmax at temperature 1, before any
     filter; the same length as `token_ids`."""
     finish_reason: FinishReason
     text: str = ""
     """Decoded tokens without control tokens and stop string; empty without a tokenizer."""
+    prompt_logprobs: tuple[float, ...] = ()
+    """Of each token of the prompt but the first, if `SamplingParams.prompt_logprobs` asks."""
 
 
 class GenerationEngine(ABC):

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from astrai_core.generation import FinishReason
 from astrai_serve.api.errors import ApiError
 from astrai_serve.api.openai_requests import (
     ChatCompletionRequest,
@@ -273,7 +272,7 @@ class CompletionHandler(OpenAIHandler):
 
 def _spoken(logprobs: Sequence[TokenLogprob], finish: Finish | None) -> Sequence[TokenLogprob]:
     """Leave out the token that ended the turn: a chat's tokens join to its message."""
-    ended = finish is not None and finish.reason is FinishReason.STOP and finish.stop is None
+    ended = finish is not None and finish.stop_token_id is not None
     return logprobs[:-1] if ended else logprobs
 
 

@@ -21,6 +21,7 @@ from astrai_serve.engine.executor import Executor
 from astrai_serve.engine.kv_cache import KVCache
 from astrai_serve.engine.kv_storage import KVStorage
 from astrai_serve.engine.scheduler import Chunk, InferenceScheduler
+from astrai_serve.engine.structured import GrammarCompiler, Matcher
 from astrai_serve.engine.task import (
     Finish,
     RefusedError,
@@ -51,6 +52,7 @@ class EngineCore:
         max_context: most tokens of prompt and output together.
         model_stop_ids: tokens that end a task unless it ignores them.
         token_bytes: the bytes of a token; None makes an engine without text.
+        grammars: compiles structures; None refuses them.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class EngineCore:
         max_context: int,
         model_stop_ids: frozenset[int] = frozenset(),
         token_bytes: Callable[[int], bytes] | None = None,
+        grammars: GrammarCompiler | None = None,
     ):
         self.scheduler = scheduler
         self.executor: StepExecutor | None = executor
@@ -69,6 +72,7 @@ class EngineCore:
         self.max_context = min(max_context, scheduler.kv.pool.num_pages * scheduler.kv.page_size)
         self.model_stop_ids = frozenset(i for i in model_stop_ids if i < vocab_size)
         self._token_bytes = token_bytes
+        self._grammars = grammars
         self._tasks: dict[int, Task] = {}
         self._detokenizers: dict[int, Detokenizer] = {}
         self.num_prompt_tokens = 0
@@ -106,12 +110,25 @@ class EngineCore:
             max_context=max_context,
             model_stop_ids=frozenset() if tokenizer is None else tokenizer.stop_ids,
             token_bytes=None if tokenizer is None else tokenizer.token_bytes,
+            grammars=GrammarCompiler.of_tokenizer(tokenizer, model.config.vocab_size),
         )
 
     @property
     def has_tasks(self) -> bool:
         """Whether a step has anything to do."""
         return self.scheduler.has_tasks
+
+    def matcher_of(self, params: SamplingParams) -> Matcher | None:
+        """Compile what the parameters say of the output's form; any thread may, and waits for it.
+
+        Raises:
+            RefusedError: the form is wrong, cannot be satisfied, or is too much work.
+        """
+        if params.structure is None:
+            return None
+        if self._grammars is None:
+            raise RefusedError("structure needs a tokenizer with stop tokens")
+        return self._grammars.matcher(params.structure)
 
     def new_task(
         self,
@@ -169,6 +186,7 @@ class EngineCore:
             sample_index=sample_index,
             cache_salt=cache_salt,
             stop_ids=stop_ids if params.ignore_eos else stop_ids | self.model_stop_ids,
+            matcher=self.matcher_of(params),
         )
 
     def add(self, task: Task) -> None:
@@ -223,6 +241,8 @@ class EngineCore:
     def close(self) -> None:
         """Let go of the model and of its keys and values; no step follows, the counts stay."""
         self.executor = None
+        if self._grammars is not None:
+            self._grammars.close()
 
     def stats(self) -> dict[str, int | float]:
         """Counts since the start, and how things stand."""
@@ -249,19 +269,25 @@ class EngineCore:
         task.token_ids.append(sample.token_id)
         self.num_output_tokens += 1
         detokenizer = self._detokenizers.get(task.task_id)
+        if task.matcher is not None:
+            task.matcher.advance(sample.token_id)
         text, finish = "", None
         if may_stop and sample.token_id in task.stop_ids:
-            finish = task.finish(FinishReason.STOP)
+            finish = task.finish(FinishReason.STOP, stop_token_id=sample.token_id)
         elif detokenizer is not None:
             text = detokenizer.feed(sample.token_id, may_stop)
             if detokenizer.stop is not None:
                 finish = task.finish(FinishReason.STOP, stop=detokenizer.stop)
+        if finish is None and task.matcher is not None and task.matcher.is_complete:
+            ends = sample.token_id in task.matcher.end_ids
+            finish = task.finish(FinishReason.STOP, stop_token_id=sample.token_id if ends else None)
         if finish is None and task.num_output_tokens >= task.max_tokens:
             finish = task.finish(FinishReason.LENGTH)
         event = TaskEvent(
             text=text,
             token_ids=(sample.token_id,),
             logprobs=() if sample.logprob is None else (sample.logprob,),
+            prompt_logprobs=tuple(task.prompt_logprobs) if task.num_output_tokens == 1 else (),
         )
         return event if finish is None else event + self._end(task, finish)
 

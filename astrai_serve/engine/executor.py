@@ -21,10 +21,13 @@ from astrai_serve.engine.sampling import (
     top_log_probabilities,
 )
 from astrai_serve.engine.scheduler import Chunk
+from astrai_serve.engine.structured import TokenMasks
 from astrai_serve.engine.task import SampledToken, Task, TokenLogprob
 
 # below it, a draw is the most likely token to within a float's resolution
 GREEDY_BELOW = 1e-5
+# rows of a prompt's logits that are looked at together, so that no large copy is made
+PROMPT_ROWS = 64
 
 
 class Executor:
@@ -39,6 +42,7 @@ class Executor:
         self.model = model
         self.storage = storage
         self._filters: tuple[list[int], Filters] | None = None
+        self._masks = TokenMasks(model.config.vocab_size)
 
     @torch.inference_mode()
     def execute(self, chunks: Sequence[Chunk]) -> list[SampledToken | Exception | None]:
@@ -62,6 +66,13 @@ class Executor:
             position_ids += range(chunk.start, end)
             if chunk.samples:
                 logits_at.append(len(input_ids) - 1)
+        num_sampling = len(logits_at)
+        of_prompt, first = [], 0
+        for chunk in chunks:
+            if places := _unknown_places(chunk):
+                of_prompt.append((chunk.task, range(len(logits_at), len(logits_at) + len(places))))
+                logits_at += [first + place - chunk.start for place in places]
+            first += chunk.length
         spans = [
             Span(start=chunk.start, length=chunk.length, page_table=chunk.page_table)
             for chunk in chunks
@@ -73,13 +84,20 @@ class Executor:
             attention_of(self.storage, spans),
             torch.tensor(logits_at, dtype=torch.int64, device=device),
         )
-        return output["logits"]
+        logits = output["logits"]
+        for task, rows in of_prompt:
+            _record_prompt(task, logits[rows.start : rows.stop])
+        return logits[:num_sampling]
 
     def _sample(self, logits: Tensor, tasks: list[Task]) -> list[SampledToken | Exception]:
         if not tasks:
             return []
         adjustments = adjustments_of(tasks)
         adjusted = logits if adjustments is None else adjustments.apply(logits.float())
+        structured = [n for n, task in enumerate(tasks) if task.matcher is not None]
+        errors: dict[int, Exception] = {}
+        if structured:
+            adjusted, errors = self._masks.apply(adjusted, tasks, structured)
         token_ids = adjusted.argmax(1)
         # the largest of a row is NaN if any of it is
         is_sound = adjusted.gather(1, token_ids[:, None])[:, 0].isfinite().tolist()
@@ -89,10 +107,10 @@ class Executor:
             token_ids[torch.tensor(drawing, device=logits.device)] = drawn
         wanted = [n for n, task in enumerate(tasks) if task.params.logprobs is not None]
         logprobs = _logprobs(logits, token_ids, tasks, wanted) if wanted else {}
+        for n in (n for n, sound in enumerate(is_sound) if not sound):
+            errors.setdefault(n, FloatingPointError("the model's logits are not finite numbers"))
         return [
-            SampledToken(token_id, logprobs.get(n))
-            if is_sound[n]
-            else FloatingPointError("the model's logits are not finite numbers")
+            errors.get(n) or SampledToken(token_id, logprobs.get(n))
             for n, token_id in enumerate(token_ids.tolist())
         ]
 
@@ -132,12 +150,41 @@ def adjustments_of(tasks: Sequence[Task]) -> Adjustments | None:
             presence, frequency = params.presence_penalty, params.frequency_penalty
             entries += [(row, t, 1.0, -presence - frequency * n) for t, n in counts.items()]
         entries += [(row, token, 1.0, bias) for token, bias in params.logit_bias]
-        if task.num_output_tokens < params.min_tokens:
+        # a form may leave nothing but the end: its mask takes care of that
+        if task.num_output_tokens < params.min_tokens and task.matcher is None:
             entries += [(row, token, 1.0, -torch.inf) for token in task.stop_ids]
     if not entries:
         return None
     rows, tokens, repetition, bias = zip(*entries, strict=True)
     return Adjustments(row=rows, token=tokens, repetition=repetition, bias=bias)
+
+
+def _unknown_places(chunk: Chunk) -> range:
+    """Positions of a chunk whose logits tell of prompt tokens of which they are wanted."""
+    if not chunk.task.wants_prompt_logprobs:
+        return range(0)
+    end = min(chunk.start + chunk.length, chunk.task.num_prompt_tokens - 1)
+    return range(max(chunk.start, len(chunk.task.prompt_logprobs)), end)
+
+
+def _record_prompt(task: Task, logits: Tensor) -> None:
+    """Note what logits (P, V) say of the next P prompt tokens."""
+    count = task.params.prompt_logprobs or 0
+    known = len(task.prompt_logprobs)
+    ids = task.prompt_ids[known + 1 : known + 1 + len(logits)]
+    for start in range(0, len(ids), PROMPT_ROWS):
+        piece = ids[start : start + PROMPT_ROWS]
+        rows = logits[start : start + PROMPT_ROWS].float()
+        chosen = log_probabilities(rows, torch.tensor(piece, device=rows.device)).tolist()
+        values, tops = top_log_probabilities(rows, count)
+        task.prompt_logprobs += [
+            TokenLogprob(
+                token_id=token_id, logprob=logprob, top=tuple(zip(top, value, strict=True))
+            )
+            for token_id, logprob, top, value in zip(
+                piece, chosen, tops.tolist(), values.tolist(), strict=True
+            )
+        ]
 
 
 def _logprobs(

@@ -53,6 +53,8 @@ class KVCache:
         # one token at least must be computed, or there would be no logits to go on from
         chain = self._chain(task)
         sharable = chain[: (task.num_tokens - 1) // self.page_size]
+        if task.wants_prompt_logprobs:
+            sharable = []  # cached keys and values say nothing of logits
         hits = self.prefix.lookup(sharable)
         if len(hits) < len(sharable) and sharable[len(hits)] in self._filling:
             return Admission.WORTH_WAITING

@@ -7,6 +7,10 @@ never computed before the next one is wanted.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from astrai_core.generation import FinishReason, SamplingParams
 
@@ -65,6 +69,8 @@ class Finish:
     reason: FinishReason
     stop: str | None = None
     """The stop string that was met, if one was."""
+    stop_token_id: int | None = None
+    """The stop token that was chosen, if one was; it is the last token and has no text."""
     message: str | None = None
     """What went wrong, for an error."""
     num_prompt_tokens: int
@@ -85,6 +91,8 @@ class TaskEvent:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for each of `token_ids` if the task asked for them, else empty."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the prompt's tokens but the first, with the first token, if the task asked for them."""
     finish: Finish | None = None
 
     def __add__(self, later: "TaskEvent") -> "TaskEvent":
@@ -94,8 +102,31 @@ class TaskEvent:
             text=self.text + later.text,
             token_ids=self.token_ids + later.token_ids,
             logprobs=self.logprobs + later.logprobs,
+            prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
             finish=later.finish,
         )
+
+
+class TokenMatcher(Protocol):
+    """Says which tokens may come next; `structured.Matcher`."""
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a completion whose form is complete."""
+        ...
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing may follow."""
+        ...
+
+    def write_mask(self, bits: NDArray[np.uint32]) -> None:
+        """Write a bit for each token: 1 where it may come next."""
+        ...
+
+    def advance(self, token_id: int) -> None:
+        """Take note of the chosen token."""
+        ...
 
 
 class TaskStatus(StrEnum):
@@ -123,6 +154,8 @@ class Task:
     """Tasks share cached prefixes only with tasks of the same salt."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end the task."""
+    matcher: TokenMatcher | None = None
+    """The form that the output has to have, walked as far as the output goes."""
 
     token_ids: list[int] = field(default_factory=list[int])
     """Prompt and output."""
@@ -130,6 +163,8 @@ class Task:
     num_cached_tokens: int | None = None
     """Set when the task is first admitted."""
     num_preemptions: int = 0
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+    """Of the second token of the prompt and those after it, as far as they are known."""
     status: TaskStatus = TaskStatus.PENDING
 
     def __post_init__(self) -> None:
@@ -151,6 +186,12 @@ class Task:
         return len(self.token_ids) - len(self.prompt_ids)
 
     @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether the prompt has to be computed for what the model thinks of it."""
+        is_asked = self.params.prompt_logprobs is not None
+        return is_asked and len(self.prompt_logprobs) < len(self.prompt_ids) - 1
+
+    @property
     def num_missing_tokens(self) -> int:
         """Tokens still to compute before the next one can be sampled: 1 when decoding."""
         return len(self.token_ids) - self.num_computed_tokens
@@ -161,12 +202,17 @@ class Task:
         return len(self.prompt_ids) + self.max_tokens - 1
 
     def finish(
-        self, reason: FinishReason, stop: str | None = None, message: str | None = None
+        self,
+        reason: FinishReason,
+        stop: str | None = None,
+        message: str | None = None,
+        stop_token_id: int | None = None,
     ) -> Finish:
         """Describe the task's end, as of now."""
         return Finish(
             reason=reason,
             stop=stop,
+            stop_token_id=stop_token_id,
             message=message,
             num_prompt_tokens=self.num_prompt_tokens,
             num_cached_tokens=self.num_cached_tokens or 0,
