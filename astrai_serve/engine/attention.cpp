@@ -31,10 +31,16 @@ constexpr int64_t kTile = 32;                      // queries that read a block 
 constexpr int64_t kProductsPerThread = 1 << 18;    // fewer are not worth waking a thread
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
+// The sum of eight lanes: neighbours first, then the halves, as `sums_of` does it for four.
 float sum_of(__m256 x) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  const __m256 pairs = _mm256_hadd_ps(x, x), fours = _mm256_hadd_ps(pairs, pairs);
+  return _mm_cvtss_f32(
+      _mm_add_ss(_mm256_castps256_ps128(fours), _mm256_extractf128_ps(fours, 1)));
+}
+
+__m128 sums_of(__m256 a, __m256 b, __m256 c, __m256 d) {
+  const __m256 fours = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+  return _mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps(fours, 1));
 }
 
 // e^x for x <= 0: 2^n times a polynomial on what is left, |r| <= ln(2) / 2
@@ -107,7 +113,15 @@ void score(const float* q, int64_t width, const float* const* keys, float scale,
       for (int c = 0; c < C; ++c) sum[r][c] = _mm256_fmadd_ps(query, key[c], sum[r][c]);
     }
   }
-  for (int r = 0; r < R; ++r)
+  int r = 0;
+  if constexpr (C == 2)
+    for (; r + 2 <= R; r += 2) {
+      const __m128 four = _mm_mul_ps(
+          sums_of(sum[r][0], sum[r][1], sum[r + 1][0], sum[r + 1][1]), _mm_set1_ps(scale));
+      _mm_storel_pi(reinterpret_cast<__m64*>(out + r * kBlock), four);
+      _mm_storeh_pi(reinterpret_cast<__m64*>(out + (r + 1) * kBlock), four);
+    }
+  for (; r < R; ++r)
     for (int c = 0; c < C; ++c) out[r * kBlock + c] = sum_of(sum[r][c]) * scale;
 }
 

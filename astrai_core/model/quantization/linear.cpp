@@ -153,6 +153,22 @@ struct Weights {
   int64_t channels, inputs, group;
 };
 
+// The sum of each register's lanes.
+template <class Format, int R, int C>
+void totals(const typename Format::Sum (&sum)[R][C], typename Format::Total (&out)[R][C]) {
+  int r = 0;
+  if constexpr (std::is_same_v<Format, Integers> && sizeof(typename Format::Sum) == 32 && C == 2)
+    for (; r + 2 <= R; r += 2) {  // of four together, in a third of the instructions
+      const __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(sum[r][0], sum[r][1]),
+                                              _mm256_hadd_epi32(sum[r + 1][0], sum[r + 1][1]));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(&out[r][0]),
+                       _mm_add_epi32(_mm256_castsi256_si128(pairs),
+                                     _mm256_extracti128_si256(pairs, 1)));
+    }
+  for (; r < R; ++r)
+    for (int c = 0; c < C; ++c) out[r][c] = Format::total(sum[r][c]);
+}
+
 template <class Format, int R, int C>
 void tile(const Rows<Format>& rows, const Weights& w, int64_t n, int64_t o, float (&out)[R][C]) {
   const int64_t K = w.inputs, stride = Format::bytes(K), groups = K / w.group;
@@ -177,6 +193,8 @@ void tile(const Rows<Format>& rows, const Weights& w, int64_t n, int64_t o, floa
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) sum[r][c] = Format::add(sum[r][c], x + r * K + k, weights);
       }
+    typename Format::Total whole[R][C];
+    if constexpr (std::is_same_v<Format, Integers>) totals<Format, R, C>(sum, whole);
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < C; ++c) {
         const float scale = w.scale[(o + c) * groups + g];
@@ -185,7 +203,7 @@ void tile(const Rows<Format>& rows, const Weights& w, int64_t n, int64_t o, floa
           total += x[r * K + j] * Format::weight(data + c * stride, j);
         if constexpr (std::is_same_v<Format, Integers>) {
           // in whole steps the weights were too large by the offset
-          total += Format::total(sum[r][c]) - rows.excess[n + r];
+          total += whole[r][c] - rows.excess[n + r];
         } else {
           of_groups[r][c] = Format::scaled(of_groups[r][c], sum[r][c], scale);
           if (k == end) continue;
