@@ -150,14 +150,15 @@ def load_state(folder: Path) -> dict[str, object]:
 
 
 def load_entry(folder: Path, key: str) -> object:
-    """Read one entry of a saved state, which holds no tensor, and leave the rest; None if not there.
+    """Read one entry of a saved state, which holds no tensor; None if it is not there.
 
     Raises:
         ValueError: the file is missing or damaged.
     """
     file = folder / "state.json"
     try:
-        entries = dict(read_json(file)["dict"])
+        content: Any = read_json(file)
+        entries = dict(content["dict"])
         return _decode(entries[key], {}) if key in entries else None
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error!r})") from error

@@ -173,11 +173,13 @@ def _run(command: str, options: list[str]) -> None:
         _fail(error, 2, f"{explain(str(error))} ({PROGRAM} {command} --help lists all options)")
     except FinishedError as error:
         _say(str(error))
-    except StoppedBySignalError as error:
-        _say(f"{error}; the same command goes on from there", sys.stderr)
-        sys.exit(error.exit_code)
-    except TimeIsUpError as error:
-        _say(f"{error}; the same command goes on from there")
+    except (StoppedBySignalError, TimeIsUpError) as error:
+        # Lightning kills the first rank as soon as it sees that another one's status is not 0
+        if run is not None and not run.trainer.is_global_zero:
+            return
+        status = error.exit_code if isinstance(error, StoppedBySignalError) else 0
+        _say(f"{error}; the same command goes on from there", sys.stderr if status else sys.stdout)
+        sys.exit(status)
     except (ValueError, MisconfigurationException) as error:
         _fail(error, 2 if run is None else 1, explain(str(error)))
     except OSError as error:

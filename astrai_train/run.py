@@ -23,13 +23,16 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from astrai_core.atomic_folder import read_last
+from astrai_core.checkpoint import load_entry
 from astrai_core.model.adapter import is_adapter_folder
 from astrai_train.callbacks.checkpoint import (
     FOLDER,
+    STATE,
     FolderCheckpoint,
     FolderCheckpointIO,
     has_state,
 )
+from astrai_train.callbacks.layout import Layout
 from astrai_train.callbacks.predictions import PREDICTIONS, Predictions
 from astrai_train.callbacks.preemption import Preemption
 from astrai_train.callbacks.progress import progress
@@ -153,11 +156,9 @@ class Run(LightningCLI):
                 "checkpoint; checkpoint.every_n_steps and checkpoint.every_minutes say when else"
             )
         self.plain_config = self._plain_config()
-        if self.subcommand != "fit" or self.settings.ckpt_path or self._is_dry:
-            return
-        if self.settings.fresh:
+        if self.settings.fresh and self._is_run:
             _put_aside(self.folder)
-        elif self.last is not None:
+        elif self._continues and self.last is not None:
             self._refuse_changes(self.last)
             self._refuse_finished(self.last)
 
@@ -176,13 +177,17 @@ class Run(LightningCLI):
         if logger is not False:
             own = [MetricsFile(self.folder)] if self.subcommand == "fit" else []
             logger = own + [one for one in _listed(logger) if one is not True]
-        return super().instantiate_trainer(
+        trainer = super().instantiate_trainer(
             callbacks=callbacks,
             logger=logger,
             max_time=None,
             plugins=[*_listed(given.plugins), FolderCheckpointIO(self.model)],
             **kwargs,
         )
+        if self._continues and self.last is not None:
+            layout = Layout.of(trainer, self.model, self.datamodule)
+            layout.refuse_other_rows(Layout.saved(load_entry(self.last / STATE, "layout")))
+        return trainer
 
     def fit(
         self,
@@ -222,6 +227,15 @@ class Run(LightningCLI):
         """Score the prediction data by the run's last checkpoint, a line for each sample."""
         self.trainer.predict(**self._with_weights(options | {"return_predictions": False}))
         _say(f"predictions: {self.folder / PREDICTIONS}")
+
+    @property
+    def _is_run(self) -> bool:
+        """Whether this trains in the run's folder, from its own checkpoint or from the start."""
+        return self.subcommand == "fit" and not self.settings.ckpt_path and not self._is_dry
+
+    @property
+    def _continues(self) -> bool:
+        return self._is_run and not self.settings.fresh
 
     @property
     def _is_dry(self) -> bool:
@@ -312,6 +326,7 @@ def _has_weights(folder: Path) -> bool:
     return (folder / "config.json").is_file() or is_adapter_folder(folder)
 
 
+@rank_zero_only
 def _put_aside(folder: Path) -> None:
     """Move what an earlier run left into a folder beside, whose number is free."""
     names = [name for name in _FILES if (folder / name).exists()]

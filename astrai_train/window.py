@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
+from lightning import Trainer
 from torch import Tensor
 
 from astrai_train.metrics import Sums
@@ -75,6 +76,16 @@ def over_ranks(value: T) -> list[T]:
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def of_rank(states: Sequence[T], trainer: Trainer) -> list[T]:
+    """Return what this rank goes on from, of what `over_ranks` gathered when it was saved.
+
+    It is its own; with another number of ranks the first takes all, and the others nothing.
+    """
+    if len(states) == trainer.world_size:
+        return [states[trainer.global_rank]]
+    return list(states) if trainer.is_global_zero else []
 
 
 def _places(items: Tensor | None, dataset: Any) -> str:

@@ -11,6 +11,7 @@ One is written only between two optimizer steps, where no gradient is pending: w
 is at that moment is the weights and what `trainer/` holds, nothing else.
 """
 
+import dataclasses
 import logging
 import shutil
 import time
@@ -28,12 +29,14 @@ from torch import Tensor
 from astrai_core.atomic_folder import point, point_last, read_last
 from astrai_core.checkpoint import Checkpoint
 from astrai_core.model import Transformer
+from astrai_train.callbacks.layout import Layout
 from astrai_train.callbacks.resume import Boundary, settle_loops
-from astrai_train.window import NonFiniteError
+from astrai_train.window import NonFiniteError, over_ranks
 
 _log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+STATE = "trainer"
 BEST = "best"
 _MODEL = "model."
 _STATE = "state_dict"
@@ -43,7 +46,7 @@ _VERSION = "pytorch-lightning_version"
 
 def has_state(folder: Path) -> bool:
     """Whether a run can go on from a folder, which otherwise holds weights alone."""
-    return (folder / "trainer").is_dir()
+    return (folder / STATE).is_dir()
 
 
 class CheckpointError(OSError):
@@ -266,7 +269,9 @@ class FolderCheckpoint(CheckpointCallback):
         if self._boundary is None:
             raise RuntimeError("a checkpoint is possible only after an optimizer step")
         checkpoint["boundary"] = self._boundary.kind
-        checkpoint["random"] = self._boundary.random
+        checkpoint["random"] = over_ranks(self._boundary.random)
+        datamodule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        checkpoint["layout"] = dataclasses.asdict(Layout.of(trainer, pl_module, datamodule))
         settle_loops(checkpoint["loops"]["fit_loop"], self._boundary)
 
     def save(self, trainer: Trainer) -> None:

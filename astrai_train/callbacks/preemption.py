@@ -59,6 +59,7 @@ class Preemption(Callback):
         self._ends_at = math.inf
         self._is_time_up = False
         self._received: int | None = None
+        self._is_agreed = False
         self._previous: dict[int, Any] = {}
         self._process = os.getpid()
 
@@ -83,13 +84,10 @@ class Preemption(Callback):
     ) -> None:
         """Let ranks agree, so that all save the same step."""
         self._is_time_up = time.monotonic() >= self._ends_at
-        if trainer.world_size > 1:
-            if self._max_time is not None:
-                strategy = trainer.strategy
-                self._is_time_up = strategy.reduce_boolean_decision(self._is_time_up, all=False)
-            mine = self._received is not None
-            if trainer.strategy.reduce_boolean_decision(mine, all=False) and not mine:
-                self._received = int(signal.SIGTERM)
+        if trainer.world_size > 1 and self._max_time is not None:
+            strategy = trainer.strategy
+            self._is_time_up = strategy.reduce_boolean_decision(self._is_time_up, all=False)
+        self._agree(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -110,6 +108,8 @@ class Preemption(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Stop within a validation, which the continued run repeats."""
+        if trainer.state.fn == "fit":
+            self._agree(trainer)
         self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -126,12 +126,22 @@ class Preemption(Callback):
         """Give the signals back."""
         self._restore()
 
+    def _agree(self, trainer: Trainer) -> None:
+        """Learn of a signal to any rank; one that acts alone would leave the others waiting."""
+        if trainer.world_size == 1:
+            return
+        mine = self._received is not None
+        self._is_agreed = trainer.strategy.reduce_boolean_decision(mine, all=False)
+        if self._is_agreed and not mine:
+            self._received = int(signal.SIGTERM)
+
     def _stop(self, trainer: Trainer) -> None:
-        if trainer.sanity_checking or (self._received is None and not self._is_time_up):
+        is_asked = self._received is not None and (trainer.world_size == 1 or self._is_agreed)
+        if trainer.sanity_checking or not (is_asked or self._is_time_up):
             return
         if self._checkpoint.is_between_steps:
             self._checkpoint.save(trainer)
-            if self._received is None:
+            if not is_asked or self._received is None:
                 raise TimeIsUpError(trainer.global_step)
             raise StoppedBySignalError(self._received, trainer.global_step)
 

@@ -5,7 +5,9 @@ its loops, lead into a dozen half-states on the way back (a validation run twice
 epoch counted once too little). So a checkpoint knows three moments only, all of them between two
 optimizer steps: between two batches, before a validation that is due, and between two epochs.
 `settle_loops` writes Lightning's counters for each, and `Resume` restores what Lightning does not
-save: the random numbers.
+save: the random numbers, of each rank its own.
+
+With another number of ranks a run goes on with the same rows in each step; see `Layout`.
 """
 
 # Lightning has no public way to ask where its loops are
@@ -13,6 +15,7 @@ save: the random numbers.
 
 import copy
 import dataclasses
+import hashlib
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from astrai_train.callbacks.layout import Layout
 from astrai_train.metrics_file import MetricsFile
 
 _OPTIMIZATION = "epoch_loop.automatic_optimization.optim_progress"
@@ -150,6 +154,67 @@ def _reset(progress: dict[str, Any]) -> None:
             _reset(value)
 
 
+def spread_anew(checkpoint: dict[str, Any], old: Layout, new: Layout, trainer: Trainer) -> None:
+    """Rewrite the counts of micro-batches in a checkpoint to those of another layout.
+
+    Args:
+        checkpoint: changed in place.
+        old: the layout that it was made with.
+        new: one with the same rows in a step.
+        trainer: knows when validations are due.
+
+    Raises:
+        ValueError: this place cannot be one of the new layout; the message says why.
+    """
+    state = checkpoint["loops"]["fit_loop"]
+    loaders = state["state_dict"]["combined_loader"]
+    if any(loader.get("handed_out") for loader in loaders):
+        raise ValueError(
+            f"the checkpoint is between two updates of one rollout, which {old.devices} ranks have "
+            f"made ({old}): go on with those until the rollout is over, or start over with --fresh"
+        )
+    if new.accumulate == old.accumulate:
+        return
+    if trainer.limit_train_batches not in (None, 1.0):
+        raise ValueError(
+            f"trainer.limit_train_batches {trainer.limit_train_batches} counts micro-batches, and "
+            f"theirs were {old} and are now {new}: keep trainer.accumulate_grad_batches and "
+            "batch_size x devices, or set limit_train_batches to null"
+        )
+    datamodule: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    per_epoch: int = datamodule.num_train_batches
+    kind: BoundaryKind = checkpoint["boundary"]
+    is_epoch_end = all(loader["ended"] for loader in loaders)
+    epoch = state["epoch_progress"]["current"]["completed"] - (kind == "epoch")
+    before = state["epoch_loop.batch_progress"]["current"]["ready"]
+    done = per_epoch if is_epoch_end else before * new.accumulate // old.accumulate
+    total = epoch * per_epoch + done
+    if kind == "validation" and not _is_validation_due(trainer, done, total, per_epoch):
+        kind = "epoch" if is_epoch_end else "batch"
+    checkpoint["boundary"] = kind
+    boundary = Boundary(
+        kind=kind,
+        epoch=epoch,
+        num_batches=done,
+        total_batches=total,
+        step=checkpoint["global_step"],
+        loaders=loaders,
+        random={},
+        is_last_batch=is_epoch_end,
+        optimization=state[_OPTIMIZATION],
+    )
+    settle_loops(state, boundary)
+
+
+def _is_validation_due(trainer: Trainer, done: int, total: int, per_epoch: int) -> bool:
+    """Whether one comes after so many micro-batches of an epoch, as Lightning decides it."""
+    interval = trainer.val_check_interval
+    if not isinstance(interval, int | float):
+        return True  # it is due by the clock
+    every = interval if isinstance(interval, int) else int(per_epoch * interval)
+    return (total if trainer.check_val_every_n_epoch is None else done) % max(every, 1) == 0
+
+
 class Resume(Callback):
     """Give a resumed run the random numbers of the run that stopped, at the right moment.
 
@@ -167,11 +232,19 @@ class Resume(Callback):
     ) -> None:
         """Keep what is to be restored until its moment."""
         if trainer.state.fn == "fit" and "boundary" in checkpoint:
+            old = Layout.saved(checkpoint.get("layout"))
+            datamodule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+            new = Layout.of(trainer, pl_module, datamodule)
+            new.refuse_other_rows(old)
+            if new != old:
+                spread_anew(checkpoint, old, new, trainer)
             self._kind = checkpoint["boundary"]
             for logger in trainer.loggers:
                 if isinstance(logger, MetricsFile):
                     logger.rewind(checkpoint["global_step"], self._kind == "validation")
-            self._random = checkpoint["random"]
+            self._random = random_of_rank(
+                checkpoint["random"], trainer.global_rank, checkpoint["global_step"]
+            )
             self._loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -244,6 +317,26 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def random_of_rank(states: list[dict[str, Any]], rank: int, step: int) -> dict[str, Any]:
+    """Return a rank's own state of all that were saved.
+
+    A rank that is new gets one that follows from the run's seed, the step and its number.
+    """
+    if rank < len(states):
+        return states[rank]
+    generator = torch.Generator()
+    generator.set_state(states[0]["torch"])
+    key = f"{generator.initial_seed()}/{step}/{rank}".encode()
+    seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1
+    before = random_state()
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
+    state = random_state()
+    set_random_state(before)
+    return state
+
+
 MAY_CHANGE = frozenset(
     {
         "ckpt_path",
@@ -263,11 +356,18 @@ MAY_CHANGE = frozenset(
         "trainer.enable_progress_bar",
         "trainer.enable_model_summary",
         "trainer.profiler",
+        # these are held together by `Layout`
+        "trainer.devices",
+        "trainer.num_nodes",
+        "trainer.strategy",
+        "trainer.accumulate_grad_batches",
+        "data.init_args.batch_size",
         "data.init_args.num_workers",
         "model.init_args.on_nonfinite",
     }
 )
-"""Keys that may differ between a run and its continuation: horizon, time limits and logging."""
+"""Keys that may differ between a run and its continuation: horizon, time limits, logging, and how
+the rows of a step are spread."""
 
 _REPORTS = {
     "astrai_train.callbacks.samples.Samples",

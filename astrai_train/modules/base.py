@@ -48,7 +48,7 @@ from astrai_train.losses import IGNORED
 from astrai_train.metrics import Sums
 from astrai_train.optim import OptimizerConfig, build_optimizer
 from astrai_train.schedules import ScheduleConfig, count_steps
-from astrai_train.window import NonFiniteError, Window, over_ranks
+from astrai_train.window import NonFiniteError, Window, of_rank, over_ranks
 
 _log = logging.getLogger(__name__)
 
@@ -129,6 +129,15 @@ class LMModule(L.LightningModule, ABC):
     def evaluation(self) -> dict[str, Tensor]:
         """Return what a validation or test reports beside the recorded means."""
         return {}
+
+    def num_repeats(self, accumulate: int) -> int:
+        """Return how often training wants each batch, one time after the other.
+
+        Args:
+            accumulate: micro-batches of an optimizer step.
+        """
+        del accumulate
+        return 1
 
     def rewind_window(self) -> None:
         """Forget what `loss` has changed since the last optimizer step: here nothing."""
@@ -253,12 +262,14 @@ class LMModule(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the open logging interval, so that a resumed run draws the same curve."""
-        checkpoint["logging_interval"] = self._interval.state()
+        checkpoint["logging_interval"] = over_ranks(self._interval.state())
         checkpoint["num_skipped"] = self._num_skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the logging interval."""
-        self._interval = Sums(checkpoint.get("logging_interval", {}))
+        self._interval = Sums()
+        for states in of_rank(checkpoint.get("logging_interval", []), self.trainer):
+            self._interval.merge(Sums(states))
         self._num_skipped = checkpoint.get("num_skipped", 0)
 
     @property

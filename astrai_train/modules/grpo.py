@@ -43,6 +43,7 @@ from astrai_train.rollout import (
     best_completions,
     sample_completions,
 )
+from astrai_train.window import over_ranks
 
 
 class GRPOModule(LMModule):
@@ -115,13 +116,13 @@ class GRPOModule(LMModule):
             return
         accumulate = self.trainer.accumulate_grad_batches
         self._num_pieces = self._micro_batches or accumulate
+        repeats = self.num_repeats(accumulate)
         if self._num_pieces % accumulate:
             raise ValueError(
                 f"micro_batches {self._num_pieces} must be a multiple of "
                 f"trainer.accumulate_grad_batches {accumulate}, so that rollouts begin where "
                 "optimizer steps do"
             )
-        repeats = self._num_pieces * self.updates
         if repeats > 1:
             if not hasattr(self._datamodule, "repeats"):
                 raise ValueError(
@@ -129,6 +130,10 @@ class GRPOModule(LMModule):
                     "use TokenDataModule, or set micro_batches and updates to 1"
                 )
             self._datamodule.repeats = repeats  # pyright: ignore[reportAttributeAccessIssue]
+
+    def num_repeats(self, accumulate: int) -> int:
+        """Each piece of a rollout, for each update, is a batch of the same prompts."""
+        return 1 if self._actor is None else (self._micro_batches or accumulate) * self.updates
 
     def teardown(self, stage: str) -> None:
         """Free the engine's cache."""
@@ -432,15 +437,21 @@ class GRPOModule(LMModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save a rollout that is not over, and a reference that is no longer the first model."""
         super().on_save_checkpoint(checkpoint)
-        if self._rollout is not None and not self._rollout.is_over(self.updates):
-            checkpoint["rollout"] = self._rollout.state_dict()
+        rollout = self._rollout
+        is_open = rollout is not None and not rollout.is_over(self.updates)
+        states = over_ranks(rollout.state_dict() if rollout is not None and is_open else None)
+        if any(state is not None for state in states):
+            checkpoint["rollout"] = states
         if self.policy.sync_interval and self._reference is not None:
             checkpoint["reference"] = self._reference.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the rollout and the reference."""
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint.get("rollout")
+        states = checkpoint.get("rollout", [])
+        # with another number of ranks none may be open, which `spread_anew` sees to
+        is_known = len(states) == self.trainer.world_size
+        state = states[self.global_rank] if is_known else None
         self._rollout = None if state is None else Rollout.from_state(state)
         if self._reference is not None and "reference" in checkpoint:
             self._reference.load_state_dict(checkpoint["reference"])

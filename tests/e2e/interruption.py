@@ -3,6 +3,8 @@
 The environment says when, so that the configuration stays that of a run never interrupted:
 INTERRUPT="MOMENT:STEP" stops it, SLOW=SECONDS lets each batch take so long. The process says
 `reached MOMENT` and stops itself; what then comes from outside is a signal as any other.
+
+What it trains on is in the run's `seen.txt`: the step and the numbers of the rows.
 """
 
 import os
@@ -43,6 +45,9 @@ class Interruption(Callback):
         if self.pause >= 1:
             trainer.print("pausing")
         time.sleep(self.pause)
+        rows = ",".join(map(str, batch["items"].tolist()))
+        with (Path(trainer.default_root_dir) / "seen.txt").open("a") as file:
+            file.write(f"{trainer.global_step} {rows}\n")
         self._stop_if("batch", trainer)
 
     def on_train_batch_end(
@@ -70,6 +75,7 @@ class Interruption(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self.moment == "checkpoint" and trainer.global_step >= self.step:
+            self.moment = "none"
             root = Path(trainer.default_root_dir) / "checkpoints"
             threading.Thread(target=_stop_while_writing, args=(root,), daemon=True).start()
 

@@ -137,6 +137,9 @@ def _train(log: Path, arguments: list[str], environment: dict[str, str]) -> None
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
     sys.path.insert(0, str(HERE))
+    # what Lightning starts for another rank
+    sys.argv = [str(Path(sys.executable).with_name("astrai-train")), *arguments]
+    os.environ["PYTHONPATH"] = str(HERE)
     torch.set_num_threads(1)
     # loaders' workers as a user has them
     multiprocessing.set_start_method("fork", force=True)

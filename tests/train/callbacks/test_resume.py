@@ -10,7 +10,12 @@ from lightning import seed_everything
 from safetensors.torch import load_file
 
 from astrai_core.atomic_folder import read_last
-from astrai_train.callbacks.resume import changed_keys, random_state, set_random_state
+from astrai_train.callbacks.resume import (
+    changed_keys,
+    random_of_rank,
+    random_state,
+    set_random_state,
+)
 
 from .tiny_run import Kill, KilledError, TinyData, TinyModule, trainer
 
@@ -86,6 +91,19 @@ def test_random_numbers_go_on_where_they_were():
     again = random.random(), numpy.random.random_sample(), torch.rand(3)  # noqa: NPY002
     assert first[:2] == again[:2]
     assert torch.equal(first[2], again[2])
+
+
+def test_each_rank_has_its_own_random_numbers_and_a_new_one_those_of_its_number():
+    seed_everything(3)
+    saved = [random_state()]
+    torch.rand(1)
+    saved.append(random_state())
+    assert random_of_rank(saved, 1, step=5) is saved[1]
+    third = random_of_rank(saved, 2, step=5)
+    assert torch.equal(third["torch"], random_of_rank(saved, 2, step=5)["torch"])
+    others = [*saved, random_of_rank(saved, 3, step=5), random_of_rank(saved, 2, step=6)]
+    assert not any(torch.equal(third["torch"], one["torch"]) for one in others)
+    assert torch.equal(random_state()["torch"], saved[1]["torch"])
 
 
 def test_a_changed_key_is_named_with_both_values():
