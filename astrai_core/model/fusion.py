@@ -4,15 +4,16 @@
     gate_proj, up_proj      -> one product;  silu and the product           -> one operator
     RMSNorm                 -> one operator
 
-A small model's step is bound by the number of its operators. The rows of the joined matrices are
-those of the parts, quantised or not. A model whose tensors are shared, with a trainer say, is not
-fused: the joined matrices are copies.
+A small model's step is bound by the number of its operators and by the Python between them: what
+a block calls is looked up once, here, and not through modules in each step. The rows of the joined
+matrices are those of the parts, quantised or not. A model whose tensors are shared, with a trainer
+say, is not fused: the joined matrices are copies.
 
 N tokens, H and KV heads of width D, F width of the MLP.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,10 +23,13 @@ from astrai_core.model.attention import GQA, Rotation, apply_gate
 from astrai_core.model.attention_context import AttentionContext
 from astrai_core.model.feed_forward import MLP
 from astrai_core.model.layers import Linear, RMSNorm
+from astrai_core.model.moe import DeepSeekMoE, Routing
 from astrai_core.model.quantization import Int4Linear, Int8Linear, W8A8Linear, native
-from astrai_core.model.transformer import Transformer
+from astrai_core.model.transformer import DecoderBlock, Transformer
 
 _SOURCE = Path(__file__).with_name("fusion.cpp")
+
+Rowwise = Callable[[Tensor], Tensor]
 
 
 class FusedRMSNorm(nn.Module):
@@ -40,6 +44,11 @@ class FusedRMSNorm(nn.Module):
         """Normalise (N, dim)."""
         return torch.ops.astrai_fusion.rms_norm(x, self.weight, self.norm_eps)
 
+    def function(self) -> Rowwise:
+        """What `forward` computes, without looking anything up."""
+        operator, weight, eps = torch.ops.astrai_fusion.rms_norm.default, self.weight, self.norm_eps
+        return lambda x: operator(x, weight, eps)
+
 
 class FusedGQA(nn.Module):
     """A `GQA` with one projection to queries, keys and values."""
@@ -53,25 +62,23 @@ class FusedGQA(nn.Module):
         self.qkv_proj = joined((attention.q_proj, attention.k_proj, attention.v_proj))
         self.o_proj, self.gate_proj = attention.o_proj, attention.gate_proj
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
+        self._project, self._output = function_of(self.qkv_proj), function_of(self.o_proj)
+        weights = [None if norm is None else norm.weight for norm in (self.q_norm, self.k_norm)]
+        eps = 0.0 if self.q_norm is None else self.q_norm.norm_eps
+        sizes = (self.n_heads, self.n_kv_heads, eps, self.is_interleaved)
+        operator = torch.ops.astrai_fusion.heads.default
+        self._gate = None if self.gate_proj is None else function_of(self.gate_proj)
+        self._heads = lambda x, cos, sin: operator(x, *weights, cos, sin, *sizes)
 
     def forward(self, x: Tensor, rotation: Rotation, attention: AttentionContext) -> Tensor:
         """Map the normed block input (N, dim) to the attention's output (N, dim)."""
-        q, k, v = torch.ops.astrai_fusion.heads(
-            self.qkv_proj(x),
-            None if self.q_norm is None else self.q_norm.weight,
-            None if self.k_norm is None else self.k_norm.weight,
-            *rotation,
-            self.n_heads,
-            self.n_kv_heads,
-            0.0 if self.q_norm is None else self.q_norm.norm_eps,
-            self.is_interleaved,
-        )  # (N, H, D), (N, KV, D), (N, KV, D)
+        q, k, v = self._heads(self._project(x), *rotation)  # (N, H, D), (N, KV, D), (N, KV, D)
         out = attention.attend(
             self.layer, q, k, v, scale=self.head_dim**-0.5, window=self.window
         )  # (N, H, D)
-        if self.gate_proj is not None:
-            out = apply_gate(out, self.gate_proj(x))
-        return self.o_proj(out.flatten(1))
+        if self._gate is not None:
+            out = apply_gate(out, self._gate(x))
+        return self._output(out.flatten(1))
 
 
 class FusedMLP(nn.Module):
@@ -81,10 +88,50 @@ class FusedMLP(nn.Module):
         super().__init__()
         self.gate_up_proj = joined((mlp.gate_proj, mlp.up_proj))
         self.down_proj = mlp.down_proj
+        self._project, self._output = function_of(self.gate_up_proj), function_of(self.down_proj)
+        self._gated = torch.ops.astrai_fusion.gated.default
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, dim) to (N, dim)."""
-        return self.down_proj(torch.ops.astrai_fusion.gated(self.gate_up_proj(x)))
+        return self._output(self._gated(self._project(x)))
+
+
+class FusedBlock(nn.Module):
+    """A `DecoderBlock` of fused parts; what is no attention of ours or MLP is called as it is."""
+
+    def __init__(self, block: DecoderBlock):
+        super().__init__()
+        self.input_layernorm = FusedRMSNorm(block.input_layernorm)
+        self.self_attn = block.self_attn
+        if isinstance(block.self_attn, GQA) and are_alike(
+            block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj
+        ):
+            self.self_attn = FusedGQA(block.self_attn)
+        self.post_attention_layernorm = FusedRMSNorm(block.post_attention_layernorm)
+        self.mlp = block.mlp
+        if isinstance(block.mlp, MLP) and are_alike(block.mlp.gate_proj, block.mlp.up_proj):
+            self.mlp = FusedMLP(block.mlp)
+        self._norms = self.input_layernorm.function(), self.post_attention_layernorm.function()
+        self._attend = self.self_attn.forward
+        mlp = self.mlp
+        if isinstance(mlp, DeepSeekMoE):
+            self._feed = mlp.forward
+        else:
+            feed = mlp.forward
+            self._feed = lambda x, _: feed(x)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        attention: AttentionContext,
+        routings: list[Routing] | None = None,
+    ) -> Tensor:
+        """Map the residual stream (N, dim) to the next block's; a router adds to `routings`."""
+        norm_before, norm_between = self._norms
+        x = x + self._attend(norm_before(x), rotation, attention)
+        normed = norm_between(x)
+        return x + self._feed(normed, routings)
 
 
 def fuse_(model: Transformer) -> Transformer:
@@ -94,14 +141,12 @@ def fuse_(model: Transformer) -> Transformer:
     """
     if model.device.type != "cpu" or why_not_fused() is not None:
         return model
-    for owner in (model, *model.layers):
-        for name, child in list(owner.named_children()):
-            if isinstance(child, RMSNorm):
-                setattr(owner, name, FusedRMSNorm(child))
-            elif isinstance(child, GQA) and are_alike(child.q_proj, child.k_proj, child.v_proj):
-                setattr(owner, name, FusedGQA(child))
-            elif isinstance(child, MLP) and are_alike(child.gate_proj, child.up_proj):
-                setattr(owner, name, FusedMLP(child))
+    if isinstance(model.norm, FusedRMSNorm):
+        return model
+    model.add_module("norm", FusedRMSNorm(model.norm))
+    for n, block in enumerate(model.layers):
+        assert isinstance(block, DecoderBlock)
+        model.layers[n] = FusedBlock(block)
     return model
 
 
@@ -134,6 +179,15 @@ def joined(layers: Sequence[nn.Module]) -> nn.Module:
     linear.weight = nn.Parameter(weight, requires_grad=False)
     linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return linear
+
+
+def function_of(layer: nn.Module) -> Rowwise:
+    """What a layer does to contiguous rows (N, in), a W8A8 one without looking anything up."""
+    if type(layer) is not W8A8Linear or layer.bias is not None:
+        return layer
+    operator = torch.ops.astrai.w8a8_linear.default
+    weight, scale, handle = layer.weight, layer.weight_scale, layer.handle
+    return lambda rows: operator(rows, weight, scale, handle)
 
 
 def _tensor(layer: nn.Module, name: str) -> Tensor:

@@ -115,7 +115,7 @@ def test_w8a8_is_the_arithmetic_at_the_head_of_the_file(inputs, dtype):
     values, scale = quantize_rows(x)
     total = (values.long() @ layer.weight.long().t()).float()
     assert torch.equal(layer(x), (total * layer.weight_scale * scale).to(dtype))
-    by_torch = kernels.w8a8_linear(x, layer.weight, layer.weight_scale, layer._handle)
+    by_torch = kernels.w8a8_linear(x, layer.weight, layer.weight_scale, layer.handle)
     assert torch.equal(layer(x), by_torch)
 
 

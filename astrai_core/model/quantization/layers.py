@@ -94,10 +94,10 @@ class W8A8Linear(_QuantisedLinear):
     def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None):
         super().__init__(weight, weight_scale, bias)
         self.in_features = weight.shape[1]
-        self._handle = _handle_of(self)
+        self.handle = _handle_of(self)
 
     def _multiply(self, rows: Tensor) -> Tensor:
-        return torch.ops.astrai.w8a8_linear(rows, self.weight, self.weight_scale, self._handle)
+        return torch.ops.astrai.w8a8_linear(rows, self.weight, self.weight_scale, self.handle)
 
 
 class Int8Linear(_QuantisedLinear):
