@@ -35,6 +35,9 @@ class EngineConfig:
     """Most tokens of one prompt computed in one step; None sets no limit of its own."""
     headroom_pages: int = 1
     """Pages that must stay free for each running task when another one is admitted."""
+    reproducible: bool = False
+    """Start only if an answer is sure to be the same to the last bit whatever else is computed. It
+    costs nothing, but not every model and machine can: w8a8 weights, no MLA, no experts."""
     num_threads: int | None = None
     """Threads for the arithmetic; None leaves PyTorch's choice."""
     stall_seconds: float = 60.0

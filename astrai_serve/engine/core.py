@@ -20,6 +20,7 @@ from astrai_serve.engine.detokenizer import Detokenizer
 from astrai_serve.engine.executor import Executor
 from astrai_serve.engine.kv_cache import KVCache
 from astrai_serve.engine.kv_storage import KVStorage
+from astrai_serve.engine.reproducible import why_not_reproducible
 from astrai_serve.engine.scheduler import Chunk, InferenceScheduler
 from astrai_serve.engine.structured import GrammarCompiler, Matcher
 from astrai_serve.engine.task import (
@@ -84,7 +85,14 @@ class EngineCore:
     def of_model(
         cls, model: Transformer, tokenizer: AutoTokenizer | None, config: EngineConfig
     ) -> "EngineCore":
-        """Put the parts together for a model; without a tokenizer there is no text."""
+        """Put the parts together for a model; without a tokenizer there is no text.
+
+        Raises:
+            ValueError: `reproducible` is wanted and cannot be had; the message says why.
+        """
+        reason = why_not_reproducible(model) if config.reproducible else None
+        if reason is not None:
+            raise ValueError(f"reproducible cannot be promised here: {reason}")
         dtype = model.dtype
         if config.kv_dtype != "auto":
             dtype = getattr(torch, config.kv_dtype)

@@ -133,8 +133,9 @@ def test_nothing_is_lost_and_nothing_leaks(model, tokenizer, count):
     assert stats["prefix_cache_hits"] > 0
     assert rough.reasons[FinishReason.CANCELLED] > count / 10
     assert sizes[-1] - sizes[1] < 8e6 + 500 * count / 5, f"memory grows: {sizes}"
-    sys.stdout.write(f"\n{count} requests: {dict(rough.reasons)}, {stats['num_preemptions']} preemptions, "
-          f"{stats['num_steps']} steps, memory {[size >> 20 for size in sizes]} MiB")  # fmt: skip
+    told = f"{stats['num_preemptions']} preemptions, {stats['num_steps']} steps"
+    memory = [size >> 20 for size in sizes]
+    sys.stdout.write(f"\n{count} requests: {rough.reasons}, {told}, memory {memory} MiB\n")
 
     stayed = [(request, said) for request, said in zip(requests, kept, strict=True) if said]
     check_undisturbed(model, tokenizer, stayed)
@@ -152,7 +153,6 @@ def check_undisturbed(model, tokenizer, stayed):
         # the first difference must be a toss-up: both tokens about equally likely
         at = next(n for n, pair in enumerate(zip(ids, alone.token_ids, strict=False))
                   if pair[0] != pair[1])  # fmt: skip
-        assert params.temperature == 0 or at >= 0
         if params.temperature == 0:
             (_, best), (_, second) = logprobs[at].top
             assert best - second < CLOSE, f"{prompt} was answered differently"

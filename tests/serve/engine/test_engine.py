@@ -1,5 +1,6 @@
 """The engine's thread, with a model that counts."""
 
+import asyncio
 import threading
 import time
 
@@ -123,6 +124,61 @@ def test_health_tells_of_a_step_that_hangs(engine):
     engine.counting.go.set()
     list(stream)
     wait(lambda: engine.healthy)
+
+
+def test_the_watchdog_tells_of_a_hang_once_and_of_its_end(engine, caplog):
+    engine.counting.go.clear()
+    stream = engine.submit([1], few())
+    wait(lambda: "the engine hangs" in caplog.text)
+    time.sleep(0.3)
+    engine.counting.go.set()
+    assert list(stream)[-1].finish.reason == "length"
+    wait(lambda: "the step that hung has ended" in caplog.text)
+    assert caplog.text.count("the engine hangs") == 1
+    assert engine.healthy
+
+
+def test_what_cannot_be_contained_ends_every_stream_with_an_error(engine, monkeypatch):
+    engine.counting.go.clear()
+    streams = [engine.submit([n], few(50)) for n in range(3)]
+    assert engine.counting.stands.wait(10)
+
+    def lose_count(chunks):
+        raise AssertionError("the books are wrong")
+
+    monkeypatch.setattr(engine.core.scheduler, "complete", lose_count)
+    engine.counting.go.set()
+    for stream in streams:
+        *_, last = list(stream)
+        assert (last.finish.reason, "the books are wrong" in last.finish.message) == ("error", True)
+    assert not engine.healthy
+    assert not engine.is_open
+    with pytest.raises(EngineClosedError, match="the engine failed"):
+        engine.submit([1], few())
+
+
+def test_generating_asynchronously(engine):
+    async def both():
+        return await asyncio.gather(
+            engine.generate_async([[1], [5]], few()), engine.generate_async([[7]], few(2))
+        )
+
+    first, second = asyncio.run(both())
+    assert [c.token_ids for c in first] == [(2, 3, 4), (6, 7, 8)]
+    assert [c.token_ids for c in second] == [(8, 9)]
+
+
+def test_a_caller_that_is_cancelled_takes_its_tasks_along(engine):
+    engine.counting.go.clear()
+
+    async def leave():
+        await asyncio.wait_for(engine.generate_async([[1], [2]], few(100)), 0.05)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(leave())
+    engine.counting.go.set()
+    wait(lambda: engine.num_open == 0)
+    assert engine.stats()["num_finished_cancelled"] == 2
 
 
 def test_changed_weights_drop_the_prefixes(engine):
