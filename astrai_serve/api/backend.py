@@ -22,8 +22,17 @@ class Engine(Protocol):
         ...
 
     @property
+    def max_tasks(self) -> int:
+        """Most tasks that run and wait."""
+        ...
+
+    @property
     def healthy(self) -> bool:
         """Whether tasks are taken and steps come to an end."""
+        ...
+
+    def prepare(self, params: SamplingParams) -> None:
+        """Do what would keep `submit` waiting; raises `RefusedError`."""
         ...
 
     def submit(

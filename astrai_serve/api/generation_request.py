@@ -41,6 +41,15 @@ class GenerationRequest:
     cache_salt: str = ""
     """Prefixes are shared only among requests of the same salt."""
 
+    echo: bool = False
+    """Give the prompt back before the answer."""
+    tells_prompt: bool = False
+    """Tell the log-probabilities of the prompt in a list of their own."""
+
+    def prompt_of(self, choice: int) -> tuple[int, ...]:
+        """The prompt that a choice answers."""
+        return self.prompts[choice // self.n]
+
     @property
     def num_choices(self) -> int:
         """Answers in all."""
@@ -50,6 +59,23 @@ class GenerationRequest:
     def num_prompt_tokens(self) -> int:
         """Tokens of all prompts; those of a prompt with several answers count once."""
         return sum(map(len, self.prompts))
+
+    def prepare(self, engine: Engine) -> None:
+        """Do the slow part of `submit`; any thread may.
+
+        Raises:
+            ApiError: the engine will never take the tasks.
+        """
+        if self.num_choices > engine.max_tasks:
+            raise InvalidRequestError(
+                f"n asks for {self.num_choices} answers in all, and this server holds "
+                f"{engine.max_tasks} at a time; ask for fewer",
+                param="n",
+            )
+        try:
+            engine.prepare(self.params)
+        except RefusedError as error:
+            raise self._refusal(error, engine) from error
 
     def submit(self, engine: Engine) -> "Generation":
         """Hand the tasks to the engine: all of them or none.

@@ -124,6 +124,22 @@ class OpenAIHandler(ProtocolHandler):
         except UnicodeDecodeError:
             return prefix + "".join(f"\\x{byte:02x}" for byte in content), content
 
+    def prompt_entries(self, context: StreamContext, index: int) -> dict[str, object]:
+        """Log-probabilities of the prompt, if asked for in vLLM's words."""
+        if not context.request.tells_prompt:
+            return {}
+        told = [
+            {
+                str(token_id): {
+                    "logprob": _finite(logprob),
+                    "decoded_token": self.token_text(token_id)[0],
+                }
+                for token_id, logprob in (*one.top, (one.token_id, one.logprob))
+            }
+            for one in context.choices[index].prompt_logprobs
+        ]
+        return {"prompt_logprobs": [None, *told]}
+
     def _envelope(
         self, context: StreamContext, name: str, choices: Sequence[Mapping[str, object]]
     ) -> dict[str, object]:
@@ -175,13 +191,18 @@ class ChatHandler(OpenAIHandler):
 
     def format_response(self, context: StreamContext) -> dict[str, object]:
         """All choices with their messages."""
-        return self.whole(context, [self._message(i, c) for i, c in enumerate(context.choices)])
+        messages = [
+            self._message(index, choice) | self.prompt_entries(context, index)
+            for index, choice in enumerate(context.choices)
+        ]
+        return self.whole(context, messages)
 
     def _message(self, index: int, choice: Choice) -> dict[str, object]:
         assert choice.finish is not None
         message = {"role": "assistant", "content": choice.text, "refusal": None}
         logprobs = self._logprobs(_spoken(choice.logprobs, choice.finish))
-        return {"index": index, "message": message, "logprobs": logprobs} | _ending(choice.finish)
+        entries = {"index": index, "message": message, "logprobs": logprobs}
+        return entries | _ending(choice.finish)
 
     def _choice(
         self, index: int, delta: Mapping[str, object], logprobs: object = None
@@ -213,9 +234,15 @@ class CompletionHandler(OpenAIHandler):
         """Understand a body."""
         return self.context(parse_completion(data), salt)
 
-    def format_stream_start(self, context: StreamContext) -> Sequence[bytes]:  # noqa: ARG002
-        """Nothing: the first event of a text completion has text."""
-        return []
+    def format_stream_start(self, context: StreamContext) -> Sequence[bytes]:
+        """The prompts, where they are to be given back; else the first event has text."""
+        if not context.request.echo:
+            return []
+        ends = {"logprobs": None, "finish_reason": None}
+        return [
+            self.chunk(context, {"index": index, "text": self._echo(context, index)} | ends)
+            for index in range(len(context.choices))
+        ]
 
     def format_stream_event(
         self, context: StreamContext, index: int, event: TaskEvent
@@ -240,12 +267,40 @@ class CompletionHandler(OpenAIHandler):
     def _text(self, context: StreamContext, index: int) -> dict[str, object]:
         choice = context.choices[index]
         assert choice.finish is not None
+        text = choice.text
+        logprobs: Mapping[str, Sequence[object]] | None
         logprobs = self._logprobs(context, index, choice.logprobs)
-        return {"index": index, "text": choice.text, "logprobs": logprobs} | _ending(choice.finish)
+        if context.request.echo:
+            text = self._echo(context, index) + text
+            if logprobs is not None:
+                logprobs = self._logprobs_from_start(context, index)
+        entries = {"index": index, "text": text, "logprobs": logprobs}
+        return entries | self.prompt_entries(context, index) | _ending(choice.finish)
+
+    def _echo(self, context: StreamContext, index: int) -> str:
+        prompt = context.request.prompt_of(index)
+        return b"".join(map(self.tokenizer.token_bytes, prompt)).decode(errors="replace")
+
+    def _logprobs_from_start(
+        self, context: StreamContext, index: int
+    ) -> Mapping[str, Sequence[object]]:
+        """Those of prompt and answer; nothing is said of the first token."""
+        assert isinstance(context, OpenAIContext)
+        choice = context.choices[index]
+        context.offsets[index] = TextOffsets()
+        first = TokenLogprob(token_id=context.request.prompt_of(index)[0], logprob=0.0)
+        told = self._logprobs(context, index, [first, *choice.prompt_logprobs, *choice.logprobs])
+        assert told is not None
+        unknown = {
+            name: [None, *entries[1:]]
+            for name, entries in told.items()
+            if name in ("token_logprobs", "top_logprobs")
+        }
+        return told | unknown
 
     def _logprobs(
         self, context: StreamContext, index: int, logprobs: Sequence[TokenLogprob]
-    ) -> dict[str, object] | None:
+    ) -> dict[str, list[object]] | None:
         assert isinstance(context, OpenAIContext)
         if not logprobs:
             return None

@@ -4,12 +4,13 @@ A parameter is honoured, or known and refused by name, or unknown and ignored, s
 clients keep working. Of what is known, only labels are ignored: `user`, `metadata`, cache keys.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from astrai_core.generation import SamplingParams
+from astrai_core.generation import SamplingParams, Structure
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_serve.api.backend import Engine
 from astrai_serve.api.errors import (
@@ -32,7 +33,6 @@ _UNSUPPORTED: Mapping[str, Sequence[object]] = {
     "chat_template": (),
     "continue_final_message": (False,),
     "documents": (),
-    "echo": (False,),
     "function_call": ("none",),
     "functions": (),
     "include_stop_str_in_output": (False,),
@@ -40,14 +40,11 @@ _UNSUPPORTED: Mapping[str, Sequence[object]] = {
     "moderation": (),
     "prediction": (),
     "priority": (0,),
-    "prompt_logprobs": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "return_token_ids": (False,),
     "service_tier": ("auto", "default"),
     "skip_special_tokens": (True,),
     "store": (False,),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": (),
@@ -73,6 +70,33 @@ class StreamOptions(_Body):
     continuous_usage_stats: bool | None = None
 
 
+class JsonSchemaFormat(_Body):
+    """A schema and its name."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, object] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    """The form of an answer, in OpenAI's words."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(_Body):
+    """The form of an answer, in vLLM's words."""
+
+    json_: Annotated[dict[str, object] | str | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | None = None
+
+
 class _SamplingBody(_Body):
     """What both endpoints take."""
 
@@ -95,6 +119,13 @@ class _SamplingBody(_Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     cache_salt: str | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, object] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     user: str | None = None
 
     @property
@@ -114,7 +145,11 @@ class _SamplingBody(_Body):
         return self.include_usage and bool(options and options.continuous_usage_stats)
 
     def sampling(
-        self, defaults: GenerationDefaults, max_tokens: int | None, logprobs: int | None
+        self,
+        defaults: GenerationDefaults,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
     ) -> SamplingParams:
         """Translate into the engine's words.
 
@@ -141,10 +176,36 @@ class _SamplingBody(_Body):
                 stop_token_ids=tuple(self.stop_token_ids or ()),
                 ignore_eos=bool(self.ignore_eos),
                 logprobs=logprobs,
+                prompt_logprobs=prompt_logprobs,
+                structure=self._structure(),
             )
         except ValueError as error:
             param = str(error).partition(" ")[0]
             raise InvalidRequestError(str(error), param=param) from error
+
+    def _structure(self) -> Structure | None:
+        """The one form asked for, in whichever words."""
+        asked: dict[str, Structure | None] = {}
+        if self.response_format is not None and self.response_format.type != "text":
+            asked["response_format"] = _of_format(self.response_format)
+        if self.structured_outputs is not None:
+            asked["structured_outputs"] = _of_fields(self.structured_outputs, "structured_outputs")
+        guided = {
+            "json": self.guided_json,
+            "regex": self.guided_regex,
+            "choice": self.guided_choice,
+            "grammar": self.guided_grammar,
+        }
+        given = [name for name, value in guided.items() if value is not None]
+        if given:
+            name = f"guided_{given[0]}"
+            asked[name] = _of_fields(StructuredOutputs.model_validate(guided), name)
+        if len(asked) > 1:
+            raise InvalidRequestError(
+                f"{' and '.join(asked)} both say what the answer must be; give one of them",
+                param=next(iter(asked)),
+            )
+        return next(iter(asked.values()), None)
 
     def _biases(self) -> tuple[tuple[int, float], ...]:
         for token in self.logit_bias or {}:
@@ -198,6 +259,10 @@ class ChatCompletionRequest(_SamplingBody):
             if message.content is None and message.role != "assistant":
                 name = f"messages[{index}].content"
                 raise InvalidRequestError(f"{name}: must be a string or text parts", param=name)
+        if self.prompt_logprobs is not None and self.streams:
+            raise InvalidRequestError(
+                "prompt_logprobs cannot be streamed; leave out stream", param="prompt_logprobs"
+            )
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequestError("top_logprobs needs logprobs: true", param="top_logprobs")
         if self.max_tokens and self.max_completion_tokens not in (None, self.max_tokens):
@@ -214,8 +279,10 @@ class ChatCompletionRequest(_SamplingBody):
                 defaults,
                 self.max_completion_tokens or self.max_tokens,
                 (self.top_logprobs or 0) if self.logprobs else None,
+                self.prompt_logprobs,
             ),
             n=self.n or 1,
+            tells_prompt=self.prompt_logprobs is not None,
             stream=self.streams,
             cache_salt=salt,
         )
@@ -247,6 +314,7 @@ class CompletionRequest(_SamplingBody):
         ]
     )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool | None = None
 
     def to_generation(
         self, engine: Engine, tokenizer: AutoTokenizer, defaults: GenerationDefaults, salt: str
@@ -264,11 +332,31 @@ class CompletionRequest(_SamplingBody):
             )
         return GenerationRequest(
             prompts=prompts,
-            params=self.sampling(defaults, self.max_tokens, self.logprobs),
+            params=self.sampling(
+                defaults,
+                self.max_tokens,
+                self.logprobs,
+                # an echoed prompt tells of its tokens as the answer does
+                max(counts) if (counts := self._prompt_counts()) else None,
+            ),
             n=n,
+            echo=bool(self.echo),
+            tells_prompt=self.prompt_logprobs is not None,
             stream=self.streams,
             cache_salt=salt,
         )
+
+    def _prompt_counts(self) -> list[int]:
+        if self.prompt_logprobs is not None and self.streams:
+            raise InvalidRequestError(
+                "prompt_logprobs cannot be streamed; leave out stream", param="prompt_logprobs"
+            )
+        if self.echo and self.logprobs is not None and self.streams:
+            raise InvalidRequestError(
+                "echo with logprobs cannot be streamed; leave out stream", param="echo"
+            )
+        counts = (self.prompt_logprobs, self.logprobs if self.echo else None)
+        return [count for count in counts if count is not None]
 
     def _prompts(self, engine: Engine, tokenizer: AutoTokenizer) -> tuple[tuple[int, ...], ...]:
         prompts = _as_list(self.prompt)
@@ -344,6 +432,37 @@ def parse_completion(data: Mapping[str, object]) -> CompletionRequest:
         return CompletionRequest.model_validate(data)
     except ValidationError as error:
         raise from_validation(error, data) from None
+
+
+def _of_format(wanted: ResponseFormat) -> Structure:
+    if wanted.type == "json_object":
+        return Structure.of_json()
+    if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+        raise InvalidRequestError(
+            "response_format.json_schema.schema is required", param="response_format"
+        )
+    return Structure.of_json(wanted.json_schema.schema_)
+
+
+def _of_fields(wanted: StructuredOutputs, param: str) -> Structure:
+    if wanted.structural_tag is not None:
+        raise InvalidRequestError(
+            "structured_outputs.structural_tag is not supported by this server",
+            param="structured_outputs",
+            code="unsupported_parameter",
+        )
+    schema = wanted.json_
+    if schema is None and wanted.json_object:
+        schema = {"type": "object"}
+    try:
+        return Structure(
+            json_schema=schema if schema is None or isinstance(schema, str) else json.dumps(schema),
+            regex=wanted.regex,
+            choice=None if wanted.choice is None else tuple(wanted.choice),
+            grammar=wanted.grammar,
+        )
+    except ValueError as error:
+        raise InvalidRequestError(f"{param}: {error}", param=param) from None
 
 
 def _as_list(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:

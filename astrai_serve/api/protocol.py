@@ -52,6 +52,7 @@ class Choice:
     pieces: list[str] = field(default_factory=list[str])
     num_tokens: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     finish: Finish | None = None
 
     @property
@@ -85,6 +86,7 @@ class StreamContext:
         choice.pieces.append(event.text)
         choice.num_tokens += len(event.token_ids)
         choice.logprobs += event.logprobs
+        choice.prompt_logprobs += event.prompt_logprobs
         choice.finish = event.finish
         if self.first_token is None and event.token_ids:
             self.first_token = time.perf_counter()
@@ -196,6 +198,12 @@ class ProtocolHandler(ABC):
         else:
             context = await anyio.to_thread.run_sync(
                 self._read, body, request, limiter=self.limiter
+            )
+        if context.request.params.structure is None:
+            context.request.prepare(self.engine)
+        else:
+            await anyio.to_thread.run_sync(
+                context.request.prepare, self.engine, limiter=self.limiter
             )
         self.shutdown.check()
         context.submitted = time.perf_counter()

@@ -1,9 +1,10 @@
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 
-from astrai_core.generation import SamplingParams
+from astrai_core.generation import SamplingParams, Structure
 
 
 def test_the_defaults_are_plain_sampling():
@@ -64,3 +65,53 @@ def test_a_value_out_of_range_is_refused_by_name(field, value):
 def test_more_least_than_most_tokens_is_a_contradiction():
     with pytest.raises(ValueError, match="min_tokens 6 exceeds max_tokens 5"):
         SamplingParams(min_tokens=6, max_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", "0.5"),
+        ("temperature", None),
+        ("temperature", True),
+        ("top_k", 1.5),
+        ("max_tokens", "5"),
+        ("max_tokens", True),
+        ("seed", 1.0),
+        ("logprobs", "1"),
+        ("prompt_logprobs", -1),
+        ("stop", "end"),
+        ("stop", (3,)),
+        ("stop_token_ids", ("3",)),
+        ("stop_token_ids", 3),
+        ("logit_bias", {3: 1.0}),
+        ("logit_bias", ((3,),)),
+        ("logit_bias", (("3", 1.0),)),
+        ("ignore_eos", 1),
+        ("structure", {"regex": "a"}),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"^{field} must be .*, not "):
+        SamplingParams(**{field: value})
+
+
+def test_lists_are_as_good_as_tuples():
+    lists: Any = {"stop": ["a"], "stop_token_ids": [3], "logit_bias": [[3, 1.0]]}
+    tuples = SamplingParams(stop=("a",), stop_token_ids=(3,), logit_bias=((3, 1.0),))
+    assert SamplingParams(**lists) == tuples
+    assert hash(SamplingParams(**lists)) == hash(tuples)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"regex": "a", "grammar": "b"}, {"regex": 3}, {"choice": ()}, {"choice": "ab"}],
+    ids=str,
+)
+def test_a_structure_is_one_thing(fields):
+    with pytest.raises(ValueError, match=r"structure needs one of|must be"):
+        Structure(**fields)
+
+
+def test_a_schema_may_be_a_mapping():
+    assert Structure.of_json({"enum": ["是"]}).json_schema == '{"enum": ["\\u662f"]}'
+    assert Structure.of_json() == Structure(json_schema='{"type": "object"}')

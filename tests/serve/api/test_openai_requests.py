@@ -42,7 +42,7 @@ WRONG_CHATS = [
     ("stream_options.include_usage", {"stream_options": {"include_usage": 1}}),
     ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}),
     ("tool_choice", {"tool_choice": "required"}),
-    ("response_format", {"response_format": {"type": "json_object"}}),
+    ("response_format", {"response_format": {"type": "json_schema"}}),
     ("store", {"store": True}),
 ]
 
@@ -54,7 +54,7 @@ WRONG_COMPLETIONS = [
     ("prompt", {"prompt": [10**6]}),
     ("prompt[0]", {"prompt": [-1]}),
     ("n", {"prompt": ["a", "b"], "n": 65}),
-    ("echo", {"prompt": "a", "echo": True}),
+    ("echo", {"prompt": "a", "echo": True, "logprobs": 1, "stream": True}),
     ("best_of", {"prompt": "a", "best_of": 2}),
     ("suffix", {"prompt": "a", "suffix": "b"}),
     ("logprobs", {"prompt": "a", "logprobs": 21}),
