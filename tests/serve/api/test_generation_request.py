@@ -113,11 +113,17 @@ def test_the_official_client_comes_back_when_the_queue_is_free(start_server):
         assert answer.choices[0].message.content == "hello"
 
 
+HELD = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+
+
 def test_samples_that_do_not_all_fit_into_the_queue_leave_none_there(start_server):
     config = EngineConfig(max_running_tasks=1, max_queued_tasks=1)
     with start_server(engine_config=config) as server:
         server.hold()
-        assert server.chat(n=3).status_code == 429
+        leaving = server.http.stream("POST", "/v1/chat/completions", json=HELD)
+        with leaving:
+            assert server.chat(n=2).status_code == 429
+            assert server.chat(n=3).status_code == 400  # would never fit
         server.script.go.set()
         server.wait_idle()
         assert server.chat().status_code == 200

@@ -207,3 +207,32 @@ def test_after_a_change_of_weights_in_mid_answer(model):
     error = (torch.stack(runner.logits[0]) - wanted).abs().amax(1)
     assert error[:4].max() > 10 * TOLERANCE
     assert error[4:].max() < TOLERANCE
+
+
+@pytest.mark.parametrize("num_pages", [64, 18])
+def test_log_probabilities_of_prompts_are_those_of_the_whole_pass(model, num_pages):
+    config = EngineConfig(page_size=PAGE, num_pages=num_pages, max_step_tokens=33, headroom_pages=0)
+    core = EngineCore.of_model(model, None, config)
+    prompts = [[(7 * n + 3 * m) % 67 for n in range(29)] for m in (0, 0, 1)]
+    params = SamplingParams(temperature=0, max_tokens=12, prompt_logprobs=2)
+    tasks = [core.new_task(n, prompt, params) for n, prompt in enumerate(prompts)]
+    for task in tasks:
+        core.add(task)
+    events: dict[int, Any] = {}
+    while core.has_tasks:
+        for task_id, event in core.step():
+            events[task_id] = events[task_id] + event if task_id in events else event
+    for n, prompt in enumerate(prompts):
+        with torch.no_grad():
+            scores = model(torch.tensor([prompt]))["logits"][0, :-1].log_softmax(-1)
+        told = events[n].prompt_logprobs
+        assert [one.token_id for one in told] == prompt[1:]
+        truth = scores.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+        torch.testing.assert_close(
+            torch.tensor([one.logprob for one in told]), truth, atol=TOLERANCE, rtol=0
+        )
+        tops = torch.tensor([[logprob for _, logprob in one.top] for one in told])
+        torch.testing.assert_close(tops, scores.topk(2).values, atol=TOLERANCE, rtol=0)
+    if num_pages == 18:
+        assert core.stats()["num_preemptions"] > 0
+    assert core.stats()["prefix_cache_hits"] == 0 or num_pages == 18
