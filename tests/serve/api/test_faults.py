@@ -20,7 +20,6 @@ def test_a_broken_step_is_an_event_in_the_stream_and_the_next_request_is_answere
 
 def test_a_dead_engine_ends_its_streams_and_turns_health_bad(start_server, monkeypatch):
     with start_server() as server:
-
         server.say("hello")
         server.hold()
         with server.http.stream(
