@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ SMALL = ModelConfig(vocab_size=300, dim=32, n_layers=2, dim_ffn=48, n_heads=4)
 
 
 def make(**changes) -> Plan:
-    fields = {"rows": 4, "length": 64, "accumulate": 2, "devices": 1, "steps": 10}
+    fields: dict[str, Any] = {"rows": 4, "length": 64, "accumulate": 2, "devices": 1, "steps": 10}
     return Plan(config=SMALL, optimizer=OptimizerConfig(), **(fields | changes))
 
 

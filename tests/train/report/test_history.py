@@ -34,7 +34,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 
 def test_a_long_line_keeps_its_shape_and_its_end():
-    points = [(step, float(step % 10)) for step in range(1, 1001)]
+    points = [(float(step), float(step % 10)) for step in range(1, 1001)]
     short = thinned(points, 100)
     assert len(short) == 100
     assert short[-1] == (1000, 4.5)  # 991 to 1,000: the mean of 1 to 9 and 0
