@@ -7,11 +7,13 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from astrai_core.checkpoint import load_entry
+
 from .test_resume import OBJECTIVES, Training, World, differences
 
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 # no limit: one counts micro-batches, whose rows change here; and the horizon must not tell
-WHOLE = ("--trainer.limit_train_batches", "null", "--model.init_args.schedule.total_steps", "46")
+WHOLE = ("--trainer.limit_train_batches", "null", "--model.init_args.schedule.total_steps", "22")
 QUICK = (*WHOLE, "--trainer.limit_val_batches", "0", "--checkpoint.every_n_steps", "0")
 BATCH, ACCUMULATE = "--data.init_args.batch_size", "--trainer.accumulate_grad_batches"
 
@@ -34,16 +36,17 @@ def rows_of_steps(world: World, run: str) -> dict[int, list[int]]:
 def test_a_run_goes_on_with_two_ranks_and_back_with_one(world):
     """2 rows x 2, then 2 ranks x 2 rows, then 1 row x 4; the epoch ends while there are two."""
     alone = world.start("alone", "SEQ", *QUICK)
-    world.start("ranks", "SEQ", *QUICK, "--trainer.max_steps", "9").end()
+    world.start("ranks", "SEQ", *QUICK, "--trainer.max_steps", "4").end()
     spread = (*TWO, ACCUMULATE, "1")
     alone.end()
-    assert (
-        "goes on" in world.start("ranks", "SEQ", *QUICK, *spread, "--trainer.max_steps", "30").end()
-    )
+    world.start("ranks", "SEQ", *QUICK, *spread, "--trainer.max_steps", "15").end()
+    layout = load_entry(world.last("ranks") / "trainer", "layout")
+    assert layout == {"devices": 2, "accumulate": 1, "batch_size": 2, "repeats": 1}
     output = world.start("ranks", "SEQ", *QUICK, BATCH, "1", ACCUMULATE, "4").end()
-    assert "goes on" in output
+    assert "step-00000015" in output
     seen = rows_of_steps(world, "ranks")
     assert seen == rows_of_steps(world, "alone")
+    assert len(seen) == 22
     epoch = sorted(row for step in range(len(seen) // 2) for row in seen[step])
     assert epoch == list(range(len(epoch)))
     one, other = (load_file(world.last(run) / "model.safetensors") for run in ("alone", "ranks"))
@@ -61,21 +64,23 @@ def test_other_rows_in_a_step_are_refused(world):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["batch", "validation", "epoch"])
-def test_micro_batches_of_half_the_rows_go_on_from_any_moment(world, moment):
-    alone, halved = f"{moment}-alone", f"{moment}-halved"
-    world.start(alone, "SEQ", *WHOLE).end()
-    killed = world.start(halved, "SEQ", *WHOLE, INTERRUPT=f"{moment}:10")
+@pytest.mark.parametrize("moment", ["window:5", "window:11", "validation:8", "validation:10"])
+def test_micro_batches_of_twice_the_rows_go_on_from_any_moment(world, moment):
+    """Step 11 ends an epoch; the validation after step 8 is due then too, that after 10 is not."""
+    alone, killed_at = f"{moment}-alone", int(moment.rpartition(":")[2])
+    options = (*WHOLE, "--checkpoint.every_n_steps", "1")
+    world.start(alone, "SEQ", *options).end()
+    killed = world.start(moment, "SEQ", *options, INTERRUPT=moment)
     killed.wait_for("reached")
-    saved = int(world.last(halved).name.removeprefix("step-"))
     killed.send(signal.SIGKILL)
     killed.end(-signal.SIGKILL)
-    before = rows_of_steps(world, halved)
-    (world.folder / halved / "seen.txt").unlink()
-    world.start(halved, "SEQ", *WHOLE, BATCH, "1", ACCUMULATE, "4").end()
-    after = rows_of_steps(world, halved)
-    assert {step: before[step] for step in range(saved)} | after == rows_of_steps(world, alone)
-    one, other = (load_file(world.last(run) / "model.safetensors") for run in (alone, halved))
+    assert world.last(moment).name == f"step-{killed_at:08d}"
+    before = rows_of_steps(world, moment)
+    (world.folder / moment / "seen.txt").unlink()
+    world.start(moment, "SEQ", *options, BATCH, "4", ACCUMULATE, "1").end()
+    after = rows_of_steps(world, moment)
+    assert {step: before[step] for step in range(killed_at)} | after == rows_of_steps(world, alone)
+    one, other = (load_file(world.last(run) / "model.safetensors") for run in (alone, moment))
     for name, weights in one.items():
         assert (weights - other[name]).norm() <= 1e-5 * weights.norm(), name
 
