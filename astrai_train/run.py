@@ -21,6 +21,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from astrai_core.atomic_folder import read_last
 from astrai_core.checkpoint import load_entry
@@ -45,6 +46,7 @@ from astrai_train.modules import DPOModule, GRPOModule, SEQModule, SFTModule
 from astrai_train.report import write_report
 from astrai_train.report.history import CONFIG, SAMPLES
 from astrai_train.report.page import FIGURES, REPORT
+from astrai_train.tensorboard import go_on
 
 FINISHED = "finished.json"
 _ASIDE = "earlier"
@@ -187,6 +189,10 @@ class Run(LightningCLI):
         if self._continues and self.last is not None:
             layout = Layout.of(trainer, self.model, self.datamodule)
             layout.refuse_other_rows(Layout.saved(load_entry(self.last / STATE, "layout")))
+            step: Any = load_entry(self.last / STATE, "global_step")
+            for one in trainer.loggers:
+                if isinstance(one, TensorBoardLogger):
+                    go_on(one, step)
         return trainer
 
     def fit(
