@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from astrai_core.model.document_attention import attend_documents, can_attend_documents
+
 
 class AttentionContext(ABC):
     """Stores the keys and values of a step's tokens and attends over all that a token may see."""
@@ -84,6 +86,8 @@ class PackedAttention(AttentionContext):
         del layer
         if isinstance(v, int):
             v = k[..., :v]
+        if self.document_ids is not None and can_attend_documents(q, k, v):
+            return attend_documents(q, k, v, self.document_ids, scale, window)
         num_heads, num_kv_heads = q.shape[1], k.shape[1]
         q, k, v = self._as_rows(q), self._as_rows(k), self._as_rows(v)
         if num_heads != num_kv_heads:

@@ -98,3 +98,41 @@ def test_values_may_be_the_beginning_of_the_key():
     out = context.attend(0, q, k, 3, scale=0.5)
     assert out.shape == (6, 4, 3)
     assert torch.equal(out, context.attend(0, q, k, k[..., :3], scale=0.5))
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("window", [None, 1, 7, 150])
+def test_documents_by_themselves_equal_masked_rows_in_outputs_and_gradients(num_kv_heads, window):
+    lengths = ([300], [100, 199], [3, 1, 249, 20])  # some longer than a block, some padding
+    documents = torch.full((3, 300), -1)
+    for row, own in zip(documents, lengths, strict=True):
+        row[: sum(own)] = torch.arange(len(own)).repeat_interleave(torch.tensor(own))
+    heads = (4, num_kv_heads, num_kv_heads)
+    inputs = [torch.randn(900, n, 8, requires_grad=True) for n in heads]
+    out = PackedAttention.of_documents(documents).attend(0, *inputs, scale=0.3, window=window)
+
+    place = torch.arange(300)
+    distance = place[:, None] - place
+    seen = (documents[:, :, None] == documents[:, None]) & (documents >= 0)[:, None]
+    seen = (seen & (distance >= 0) & (distance < (window or 300))) | (distance == 0)
+    q, k, v = (x.unflatten(0, (3, 300)).transpose(1, 2) for x in inputs)
+    k, v = (x.repeat_interleave(4 // num_kv_heads, dim=1) for x in (k, v))
+    scores = (0.3 * q @ k.mT).masked_fill(~seen[:, None], -torch.inf)
+    wanted = (scores.softmax(-1) @ v).transpose(1, 2).flatten(0, 1)
+
+    torch.testing.assert_close(out, wanted, atol=1e-5, rtol=1e-5)
+    slope = torch.randn_like(out)
+    torch.testing.assert_close(
+        torch.autograd.grad(out, inputs, slope),
+        torch.autograd.grad(wanted, inputs, slope),
+        atol=2e-5,
+        rtol=1e-4,
+    )
+
+
+def test_attention_inside_documents_is_a_sound_operator():
+    inputs = [torch.randn(6, n, 4, requires_grad=True) for n in (4, 2, 2)]
+    documents = torch.tensor([[0, 0, 1], [0, 0, -1]])
+    torch.library.opcheck(
+        torch.ops.astrai.document_attention.default, (*inputs, documents, 0.5, None)
+    )
