@@ -78,6 +78,9 @@ class LMModule(L.LightningModule, ABC):
             and count it in `train/skipped_steps`.
     """
 
+    is_ragged = False
+    """Whether the number of rows and their length change from batch to batch."""
+
     def __init__(
         self,
         model: ModelConfig | None = None,
@@ -286,7 +289,9 @@ class LMModule(L.LightningModule, ABC):
             return self._run
         use_private_cache()
         self.print("training runs compiled; the first step waits for the compiler")
-        return partial(torch.compile(_run), *self._run.args)
+        # rows and lengths that vary would each be compiled anew until the compiler sees a pattern
+        dynamic = True if self.is_ragged else None
+        return partial(torch.compile(_run, dynamic=dynamic), *self._run.args)
 
     @property
     def _has_scaler(self) -> bool:

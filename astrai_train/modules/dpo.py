@@ -88,6 +88,8 @@ class DPOModule(LMModule):
         options: Those of every objective.
     """
 
+    is_ragged = True
+
     def __init__(self, preference: PreferenceConfig = PreferenceConfig(), **options: Any) -> None:
         super().__init__(**options)
         self.preference = preference

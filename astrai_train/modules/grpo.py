@@ -60,6 +60,8 @@ class GRPOModule(LMModule):
         updates: How often a rollout is gone over.
     """
 
+    is_ragged = True
+
     def __init__(
         self,
         engine: EngineFactory | None = None,
