@@ -336,7 +336,10 @@ def test_a_finished_run_says_so(world):
 
 def test_a_changed_setting_is_refused_by_its_name(world):
     output = world.start("SEQ", "SEQ", "--data.init_args.batch_size", "4").end(2)
-    assert "data.init_args.batch_size was 2 and is now 4" in output
+    assert "the run had 4 rows an optimizer step (data.batch_size 2" in output
+    assert "now it would have 8" in output
+    output = world.start("SEQ", "SEQ", "--data.init_args.seed", "7").end(2)
+    assert "data.init_args.seed was" in output
     assert "--fresh" in output
     assert len(output.splitlines()) == 1
 
