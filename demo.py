@@ -117,7 +117,8 @@ def stages(options: Options) -> list[Stage]:
                 ("astrai-data", "corpora", "--out", sample, "--characters", "50000"),
                 (
                     *("astrai-data", "tokenizer", "--overwrite", "--out", tokenizer),
-                    *("--vocab_size", str(VOCAB)),
+                    # the shorter texts are worth more here than an export to llama.cpp
+                    *("--vocab_size", str(VOCAB), "--portable", "false"),
                     *("--input", f"{sample}/train.jsonl", f"{curriculum}/train.jsonl"),
                 ),
             ),

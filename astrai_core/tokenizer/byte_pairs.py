@@ -34,10 +34,12 @@ def train_byte_pairs(
     vocab_size: int,
     control_tokens: Sequence[str],
     show_progress: bool = False,
+    portable: bool = True,
 ) -> Tokenizer:
     """Learn merges; the same texts in the same order always give the same tokenizer.
 
     The control tokens get the first ids and the 256 bytes the next, so every text can be encoded.
+    A portable one has no token that joins a character with a part of another.
 
     Raises:
         ValueError: the vocabulary cannot hold the bytes and control tokens.
@@ -57,15 +59,16 @@ def train_byte_pairs(
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        # more than asked, because some merges are taken out again
-        vocab_size=vocab_size + vocab_size // _SPARE,
+        # more than asked, where some merges are taken out again
+        vocab_size=vocab_size + (vocab_size // _SPARE if portable else 0),
         min_frequency=2,
         special_tokens=list(control_tokens),
         initial_alphabet=alphabet,
         show_progress=show_progress,
     )
     tokenizer.train_from_iterator(texts, trainer=trainer)
-    tokenizer = _without_straddling(tokenizer, vocab_size)
+    if portable:
+        tokenizer = _without_straddling(tokenizer, vocab_size)
     if (size := tokenizer.get_vocab_size()) < vocab_size:
         _log.warning("the text repeats itself enough for only %d of %d tokens", size, vocab_size)
     return tokenizer

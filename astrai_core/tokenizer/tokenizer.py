@@ -123,6 +123,7 @@ class AutoTokenizer:
         *,
         chat_template: str = DEFAULT_TEMPLATE,
         show_progress: bool = False,
+        portable: bool = True,
     ) -> "AutoTokenizer":
         """Learn a byte-level BPE; the same texts always give the same tokenizer.
 
@@ -131,12 +132,14 @@ class AutoTokenizer:
             vocab_size: number of tokens, three control tokens and 256 bytes among them.
             chat_template: Jinja source; the default writes `<|im_start|>role ... <|im_end|>`.
             show_progress: draw the progress bars of the `tokenizers` library.
+            portable: no token joins a character with a part of another, so that other programs,
+                which split text less than we do, can be given the same tokens (GGUF).
 
         Raises:
             ValueError: the vocabulary cannot hold the bytes and control tokens.
         """
         tokenizer = train_byte_pairs(
-            texts, vocab_size, [END_OF_TEXT, TURN_START, TURN_END], show_progress
+            texts, vocab_size, [END_OF_TEXT, TURN_START, TURN_END], show_progress, portable
         )
         return cls(
             tokenizer,

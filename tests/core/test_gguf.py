@@ -153,6 +153,19 @@ def test_training_leaves_no_merge_of_half_characters():
         assert text.strip("\ufffd") in (text, ""), "characters and a part of one in one token"
 
 
+def test_a_tokenizer_that_need_not_be_portable_learns_them():
+    texts = ["答案是什么？这是一个问题的答案。", "小路上的问题，在哪里？（是）"] * 20
+    tokenizer = AutoTokenizer.train(texts, 300, portable=False)
+    halves = [
+        text
+        for token in range(tokenizer.vocab_size)
+        if (text := tokenizer.token_bytes(token).decode(errors="replace")).strip("\ufffd")
+        not in (text, "")
+    ]
+    assert halves
+    assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in texts)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A model folder with a tokenizer, and one number that float16 cannot hold."""
