@@ -279,8 +279,8 @@ class Conversation:
             # closed also when Ctrl-C breaks the loop, so that the server stops as well
             with contextlib.closing(self.client.answer(self.prompt(), answer)) as pieces:
                 for piece in pieces:
+                    said += piece  # first: what was seen is what is remembered
                     print(printable(piece), end="", flush=True)
-                    said += piece
         except KeyboardInterrupt:
             print()
             _note("stopped")

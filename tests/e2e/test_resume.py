@@ -221,8 +221,8 @@ def _drawn_step(*what: object) -> int:
 
 
 def test_a_run_goes_on_after_its_time_is_up(world):
-    """Again and again with the same command, each time for a second of training."""
-    command = ("timed", "SEQ", "--trainer.max_time", "00:00:00:01")
+    """Again and again with the same command, each time for two seconds of training."""
+    command = ("timed", "SEQ", "--trainer.max_time", "00:00:00:02")
     for _ in range(20):
         if "finished" in (output := world.start(*command, SLOW="0.2").end()):
             break

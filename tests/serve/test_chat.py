@@ -207,6 +207,7 @@ def test_a_chat_on_a_terminal(server):
         assert "北京天气" in server.tokenizer.decode(server.script.tasks[0].prompt_ids)
         terminal.type("/nonsense\n")
         terminal.expect("there is no /nonsense")
+        terminal.expect("> ")  # Ctrl-D means something only to a line that is being read
         terminal.type("\x04")
         assert terminal.process.wait(20) == 0
 

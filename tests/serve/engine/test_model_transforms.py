@@ -98,7 +98,11 @@ def compare(config, steps, tmp_path, monkeypatch, *, is_quantised):
 
 @NEEDS_COMPILER
 @pytest.mark.parametrize(
-    ("config", "is_quantised"), [(GQA, False), (MLA, True)], ids=["gqa", "mla, w8a8"]
+    ("config", "is_quantised"),
+    [
+        pytest.param(GQA, False, marks=pytest.mark.slow, id="gqa"),
+        pytest.param(MLA, True, id="mla, w8a8"),
+    ],
 )
 def test_a_compiled_model_takes_a_mixed_step(config, is_quantised, tmp_path, monkeypatch):
     compare(config, [MIXED], tmp_path, monkeypatch, is_quantised=is_quantised)

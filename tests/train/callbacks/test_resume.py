@@ -39,6 +39,10 @@ HOOKS = (
 )
 
 
+QUICK = ("validations", "windows", "steps-across-epochs")
+"""In each test run; the others are slow proofs."""
+
+
 def fit(folder: Path, options: dict, kill: Kill | None = None) -> TinyModule:
     seed_everything(1)
     module = TinyModule()
@@ -59,7 +63,9 @@ def content(folder: Path) -> tuple[str, str, dict[str, torch.Tensor]]:
     return last.name, (last / "trainer/state.json").read_text(), tensors
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in RUNS]
+)
 def test_a_run_stopped_anywhere_ends_the_same(tmp_path, name):
     options = RUNS[name]
     fit(tmp_path / "whole", options)
