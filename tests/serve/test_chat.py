@@ -169,7 +169,14 @@ class Terminal:
         environment = os.environ | {"TERM": "dumb", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
         command = [COMMAND, *arguments]
         self.process = subprocess.Popen(
-            command, stdin=side, stdout=side, stderr=side, env=environment, start_new_session=True
+            command,
+            stdin=side,
+            stdout=side,
+            stderr=side,
+            env=environment,
+            start_new_session=True,
+            # tests run in the background would hand on that Ctrl-C is ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(side)
         self.seen = b""
