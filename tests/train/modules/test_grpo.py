@@ -22,6 +22,8 @@ from astrai_train.optim import OptimizerConfig
 from astrai_train.rollout import RolloutConfig
 from astrai_train.schedules import ScheduleConfig
 
+from .gradients import assert_same_gradients
+
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
 ROLLOUT = RolloutConfig(num_generations=4, max_completion=6)
 
@@ -131,10 +133,6 @@ def plain_gradients(folder, rollout, aggregation="dapo") -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def close(ours, theirs):
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
-
-
 @pytest.mark.parametrize(
     ("aggregation", "pieces", "accumulate"),
     [
@@ -156,7 +154,7 @@ def test_a_step_is_the_policy_gradient_however_it_is_cut(folder, aggregation, pi
     (rollout,) = module.rollouts
     assert rollout.num_completions == 32
     assert len({*rollout.completion_lengths.tolist()}) > 1
-    close(module.gradients[0], plain_gradients(folder, rollout, aggregation))
+    assert_same_gradients(module.gradients[0], plain_gradients(folder, rollout, aggregation))
 
 
 def test_the_engine_scores_what_it_samples_as_training_does(folder, tmp_path):
@@ -209,7 +207,7 @@ def test_stored_responses_give_the_gradient_of_their_advantages(folder):
             chosen = logprobs[:-1].gather(1, shifted)[:, 0][torch.tensor(trained)[1:]]
             terms.append(-advantage.float() * chosen)
     torch.cat(terms).mean().backward()
-    close(
+    assert_same_gradients(
         module.gradients[0],
         {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
     )
@@ -246,7 +244,7 @@ def test_the_seeds_form_is_the_ratio_to_a_reference(folder):
     """At the first step the reference is the policy, so that the gradient is the same."""
     policy = PolicyConfig(ratio_to="reference", sync_interval=5, kl="mse", kl_weight=0.1)
     module = fit(folder, policy=policy)
-    close(module.gradients[0], plain_gradients(folder, module.rollouts[0]))
+    assert_same_gradients(module.gradients[0], plain_gradients(folder, module.rollouts[0]))
 
 
 def test_what_is_paid_for_becomes_the_answer(folder):
@@ -295,7 +293,7 @@ def test_ranks_whose_rollouts_differ_stay_in_step(folder, tmp_path):
     run.fit(Saving(folder, policy=policy), datamodule=datamodule)
     saved = [torch.load(file.with_suffix(f".{rank}"), weights_only=False) for rank in (0, 1)]
     assert [one[1][0].num_completions for one in saved] == [8, 4]
-    close(saved[0][0], saved[1][0])
+    assert_same_gradients(saved[0][0], saved[1][0])
     parts, counts = [], []
     for _, rollouts in saved:
         rollout = rollouts[0]
@@ -305,7 +303,7 @@ def test_ranks_whose_rollouts_differ_stay_in_step(folder, tmp_path):
         name: (parts[0][name] * counts[0] + parts[1][name] * counts[1]) / sum(counts)
         for name in parts[0]
     }
-    close(saved[0][0], joined)
+    assert_same_gradients(saved[0][0], joined)
 
 
 @pytest.mark.parametrize(
