@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -15,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from astrai_serve.api.backend import Engine
 from astrai_serve.api.errors import (
@@ -32,23 +31,13 @@ from astrai_serve.api.openai_requests import (
     CompletionRequest,
     check_model,
 )
+from astrai_serve.api.page import add_page
 from astrai_serve.api.protocol import JsonResponse, ProtocolHandler
 from astrai_serve.api.settings import ServerSettings
 from astrai_serve.api.shutdown import Shutdown
 
 _CLOSE_SECONDS = 2.0
 _REFERENCE = "#/components/schemas/{model}"
-_WEB = Path(__file__).parent / "web"
-_PAGE = "index.html"
-_ASSETS = {"chat.js": "text/javascript", "chat.css": "text/css"}
-_PAGE_HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}
 
 
 def create_app(
@@ -89,7 +78,7 @@ def create_app(
     _add_generation(app, "/v1/completions", completion, CompletionRequest)
     _describe(app, [ChatCompletionRequest, CompletionRequest])
     _add_information(app, engine, settings)
-    _add_page(app, settings)
+    add_page(app, _about(settings))
     _add_errors(app)
     # the last one added is the first one asked
     app.add_middleware(Guard, settings=settings, refuse=error_response)
@@ -176,27 +165,16 @@ def _add_information(app: FastAPI, engine: Engine, settings: ServerSettings) -> 
     app.add_api_route("/health", health, methods=["GET"], response_class=JsonResponse)
 
 
-def _add_page(app: FastAPI, settings: ServerSettings) -> None:
-    async def root(request: Request) -> Response:
-        if "text/html" in request.headers.get("accept", ""):
-            return FileResponse(_WEB / _PAGE, headers={**_PAGE_HEADERS, "vary": "accept"})
-        places = {
-            "chat": "/v1/chat/completions",
-            "completions": "/v1/completions",
-            "models": "/v1/models",
-            "health": "/health",
-            "openapi": "/openapi.json",
-        }
-        about = {"name": "AstrAI", "version": version("astrai"), "model": settings.model_name}
-        return JsonResponse({**about, "endpoints": places}, headers={"vary": "accept"})
-
-    async def asset(name: str) -> Response:
-        if name not in _ASSETS:
-            raise NotFoundError(f"there is nothing at /web/{name}")
-        return FileResponse(_WEB / name, media_type=_ASSETS[name], headers=_PAGE_HEADERS)
-
-    app.add_api_route("/", root, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/web/{name}", asset, methods=["GET"], include_in_schema=False)
+def _about(settings: ServerSettings) -> dict[str, object]:
+    places = {
+        "chat": "/v1/chat/completions",
+        "completions": "/v1/completions",
+        "models": "/v1/models",
+        "health": "/health",
+        "openapi": "/openapi.json",
+    }
+    about = {"name": "AstrAI", "version": version("astrai"), "model": settings.model_name}
+    return {**about, "endpoints": places}
 
 
 def _add_errors(app: FastAPI) -> None:
