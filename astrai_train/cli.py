@@ -31,7 +31,10 @@ COMMANDS = {
     "plan": "memory, speed and duration of a run, before it begins",
     "lr-find": "try learning rates on a run's first steps, with a plot",
     "report": "write the page of a run, as fit does at its end: report FOLDER",
+    "compare": "put runs side by side: compare FOLDER FOLDER ...",
+    "watch": "follow a run in the browser: watch FOLDER",
 }
+_LOOKING = ("report", "compare", "watch")
 _HELP = f"""\
 usage: {PROGRAM} COMMAND --config FILE [--config FILE ...] [--KEY VALUE ...]
 
@@ -74,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         _silence_others()
         lr_find(options)
-    elif command == "report":
-        _report(options)
+    elif command in _LOOKING:
+        _look(command, options)
     else:
         _run(command, options)
 
@@ -111,7 +114,10 @@ def check(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 def _check_option(name: str, command: str) -> None:
     section = re.split(r"[.+]", name[2:])[0]
-    if command not in ("plan", "lr-find", "report") and section not in (*_SECTIONS, *_MORE_OPTIONS):
+    if command not in ("plan", "lr-find", *_LOOKING) and section not in (
+        *_SECTIONS,
+        *_MORE_OPTIONS,
+    ):
         near = difflib.get_close_matches(section, (*_SECTIONS, *_MORE_OPTIONS), n=1)
         hint = f"; did you mean --{near[0]}?" if near else ""
         raise CommandLineError(
@@ -141,19 +147,14 @@ def _check_config(file: str) -> None:
             )
 
 
-def _report(options: list[str]) -> None:
-    from astrai_train.report import write_report
+def _look(command: str, options: list[str]) -> None:
+    from astrai_train.report import commands
 
-    if len(options) != 1 or options[0] in ("-h", "--help"):
-        _say(f"usage: {PROGRAM} report FOLDER, the trainer.default_root_dir of a run")
-        sys.exit(0 if options in (["-h"], ["--help"]) else 2)
-    folder = Path(options[0])
-    if not (folder / "metrics.csv").is_file():
-        _say(f"{folder} has no metrics.csv: it is not the folder of a run", sys.stderr)
-        sys.exit(1)
     try:
-        _say(f"report: {write_report(folder)}")
-    except (OSError, ValueError) as error:
+        {"report": commands.report, "compare": commands.compare, "watch": commands.watch}[command](
+            options
+        )
+    except (CommandLineError, OSError, ValueError) as error:
         _fail(error, 1)
 
 

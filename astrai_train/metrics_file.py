@@ -7,7 +7,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-METRICS = "metrics.csv"
+from astrai_train.report.history import METRICS
+
 _VALIDATION = "val"
 
 

@@ -41,14 +41,13 @@ from astrai_train.callbacks.resume import HORIZON, Resume, changed_keys
 from astrai_train.callbacks.samples import Samples
 from astrai_train.callbacks.throughput import Throughput
 from astrai_train.data.module import TokenDataModule
-from astrai_train.metrics_file import METRICS, MetricsFile
+from astrai_train.metrics_file import MetricsFile
 from astrai_train.modules import DPOModule, GRPOModule, SEQModule, SFTModule
 from astrai_train.report import write_report
-from astrai_train.report.history import CONFIG, SAMPLES
+from astrai_train.report.history import CONFIG, FINISHED, METRICS, SAMPLES
 from astrai_train.report.page import FIGURES, REPORT
 from astrai_train.tensorboard import go_on
 
-FINISHED = "finished.json"
 _ASIDE = "earlier"
 _FILES = (FOLDER, CONFIG, METRICS, FINISHED, SAMPLES, REPORT, FIGURES)
 SHORT_NAMES = (DPOModule, SEQModule, SFTModule, GRPOModule, TokenDataModule, Samples, Throughput)

@@ -7,6 +7,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
+from astrai_train.wording import duration
+
 _VERSION = "v_num"
 VALIDATION = "val/"
 
@@ -111,15 +113,6 @@ def total_steps(trainer: Trainer) -> int | None:
     if trainer.max_epochs is not None and trainer.max_epochs >= 0 and batches != float("inf"):
         limits.append(trainer.max_epochs * -(-int(batches) // trainer.accumulate_grad_batches))
     return min(limits) if limits else None
-
-
-def duration(seconds: float) -> str:
-    """Say a time as a person would."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _of(total: int | None) -> str:

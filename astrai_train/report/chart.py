@@ -13,6 +13,8 @@ _WIDTH, _HEIGHT = 640, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 30
 _MOST_POINTS = 400
 _MOST_DOTS = 40
+LINE_COLORS = 8
+"""Colours that the pages define, `--line-0` on; more lines than these share them."""
 
 
 def line_chart(
@@ -59,9 +61,10 @@ def line_chart(
         for tick in x_ticks
         if tick <= right
     ]
-    for index, (name, points) in enumerate(drawn.items()):
+    order = list(lines)  # a line keeps its colour when another one is empty
+    for name, points in drawn.items():
         path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
-        color = f"var(--line-{index % 4})"
+        color = f"var(--line-{order.index(name) % LINE_COLORS})"
         parts.append(f'<polyline class="line" style="stroke:{color}" points="{path}"/>')
         if len(points) <= _MOST_DOTS:
             parts += [

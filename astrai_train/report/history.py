@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from astrai_train.metrics_file import METRICS
-
 CONFIG = "config.yaml"
+METRICS = "metrics.csv"
 SAMPLES = "samples.jsonl"
+FINISHED = "finished.json"
 
 Points = list[tuple[float, float]]
 """Optimizer steps done and a value, in the order of steps."""
@@ -55,6 +55,12 @@ class History:
             samples=read_samples(folder / SAMPLES) if (folder / SAMPLES).is_file() else [],
             config=config,
         )
+
+    @property
+    def objective(self) -> str:
+        """Name of the module's class, as `SFTModule`; empty where no configuration tells."""
+        model = self.config.get("model") or {}
+        return str(model.get("class_path", "")).rpartition(".")[2]
 
     @property
     def last_step(self) -> int:

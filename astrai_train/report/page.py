@@ -5,22 +5,28 @@ import math
 import os
 from collections.abc import Iterable
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from astrai_train.report.chart import line_chart, number
 from astrai_train.report.history import History, Points
 from astrai_train.report.machine import machine, versions
 
+TEMPLATES = Environment(
+    loader=PackageLoader("astrai_train", "report"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.globals["number"] = number
 REPORT = "report.html"
 FIGURES = "report.json"
 _SPLITS = ("train", "val", "test")
-_TITLES = {
+TITLES = {
     "loss": "Loss (nats)",
     "nll": "Negative log-likelihood (nats a token)",
     "bpb": "Bits per byte",
@@ -43,31 +49,27 @@ def write_report(folder: Path, stopped: str | None = None) -> Path:
         ValueError: a file of the run is damaged; the message names it.
     """
     history = History.of(folder)
-    facts = _facts(history, stopped)
+    facts = facts_of(history, stopped)
     _replace(folder / FIGURES, json.dumps(_finite(facts), indent=1, ensure_ascii=False) + "\n")
     _replace(folder / REPORT, render(history, facts))
     return folder / REPORT
 
 
-def render(history: History, facts: dict[str, Any]) -> str:
+def render(history: History, facts: dict[str, Any], page: str = "page.html.jinja") -> str:
     """Return the page; `facts` is what the JSON holds."""
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        files("astrai_train.report").joinpath("page.html.jinja").read_text("utf-8")
-    )
-    return template.render(
+    return TEMPLATES.get_template(page).render(
         facts=facts,
         charts=[(title, names, Markup(svg)) for title, names, svg in _charts(history)],
         samples=_by_prompt(history),
         config=yaml.safe_dump(history.config, sort_keys=False, allow_unicode=True),
-        number=number,
     )
 
 
-def _facts(history: History, stopped: str | None) -> dict[str, Any]:
-    model = history.config.get("model") or {}
+def facts_of(history: History, stopped: str | None = None) -> dict[str, Any]:
+    """What a run was and came to, ready for JSON but for what is not finite."""
     return {
         "run": str(history.folder),
-        "objective": str(model.get("class_path", "")).rpartition(".")[2],
+        "objective": history.objective,
         "written": datetime.now().astimezone().isoformat(timespec="seconds"),
         "steps": history.last_step,
         "stopped": stopped,
@@ -100,12 +102,12 @@ def _charts(history: History) -> Iterable[tuple[str, list[str], str]]:
     for name, points in history.series.items():
         split, slash, metric = name.partition("/")
         groups.setdefault(metric if slash and split in _SPLITS else name, {})[name] = points
-    order = [name for name in _TITLES if name in groups]
-    for metric in [*order, *sorted(groups.keys() - _TITLES.keys())]:
+    order = [name for name in TITLES if name in groups]
+    for metric in [*order, *sorted(groups.keys() - TITLES.keys())]:
         lines = dict(sorted(groups[metric].items()))
         svg = line_chart(lines)
         if svg:
-            yield _TITLES.get(metric, metric), list(lines), svg
+            yield TITLES.get(metric, metric), list(lines), svg
 
 
 def _by_prompt(history: History) -> dict[str, list[tuple[int, str]]]:

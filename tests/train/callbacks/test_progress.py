@@ -1,6 +1,7 @@
 import pytest
 
-from astrai_train.callbacks.progress import Lines, duration, total_steps
+from astrai_train.callbacks.progress import Lines, total_steps
+from astrai_train.wording import duration
 
 from .tiny_run import TinyData, TinyModule, trainer
 
