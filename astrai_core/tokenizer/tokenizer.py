@@ -85,7 +85,8 @@ class AutoTokenizer:
         by_name = named_templates(self._template_files or config.get("chat_template"))
         self.chat_template = by_name.get("default")
         """How messages become a prompt; None for a folder without one."""
-        self._tool_template = by_name.get("tool_use", self.chat_template)
+        self.tool_template = by_name.get("tool_use", self.chat_template)
+        """How messages become a prompt when there are tools."""
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "AutoTokenizer":
@@ -237,6 +238,11 @@ class AutoTokenizer:
         if token_id < 0:
             raise IndexError(f"token id {token_id} is negative")
         return self._token_bytes[token_id] if token_id < self.vocab_size else b""
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Ids of the control tokens by the names that templates give them."""
+        return self._control_id_of
 
     @cached_property
     def token_byte_lengths(self) -> list[int]:
@@ -398,7 +404,7 @@ class AutoTokenizer:
         return (hidden[0], hidden[1], self.special_tokens | hidden[2]), originals
 
     def _template_for(self, tools: object) -> ChatTemplate:
-        template = self._tool_template if tools else self.chat_template
+        template = self.tool_template if tools else self.chat_template
         if template is None:
             raise ValueError(
                 "this tokenizer has no chat template: add a chat_template.jinja to its folder"
