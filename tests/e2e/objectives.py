@@ -1,7 +1,7 @@
 """What a tiny run of each objective trains on: a new one adds a function here and nothing else."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 MOMENTS = ("batch", "window", "validation", "epoch", "checkpoint")
@@ -17,6 +17,8 @@ class Objective:
     """Options of the module; without `model` it starts from the folder that all share."""
     data: dict[str, Any] = field(default_factory=dict)
     """Options of the data module."""
+    checkpoint: dict[str, Any] = field(default_factory=dict)
+    """When to save, where that is not after every second step."""
     moments: tuple[str, ...] = MOMENTS
 
 
@@ -64,9 +66,37 @@ def grpo() -> Objective:
     return Objective(records=records, model=model, moments=(*MOMENTS, "rollout"))
 
 
+def sft_lora() -> Objective:
+    """Instruction tuning of adapters alone, with a dropout that draws random numbers."""
+    lora = {"rank": 4, "dropout": 0.1}
+    return replace(sft(), model={"lora": lora})
+
+
+def grpo_updates() -> Objective:
+    """Rollouts of two optimizer steps that are gone over twice, saved after each step.
+
+    In an epoch of seven steps the first rollout has four of them and the second is cut off.
+    """
+    given = grpo()
+    model = given.model | {
+        "micro_batches": 4,
+        "updates": 2,
+        "policy": {"kl": "k3", "kl_weight": 0.1},
+    }
+    return replace(given, model=model, checkpoint={"every_n_steps": 1})
+
+
 def vowels(completions: list[Any], **columns: Any) -> list[float | None]:
     """A reward that differs between answers of chance."""
     return [float(sum(str(one).count(letter) for letter in "aeiou0123")) for one in completions]
 
 
-OBJECTIVES: dict[str, Callable[[], Objective]] = {"SEQ": seq, "SFT": sft, "DPO": dpo, "GRPO": grpo}
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "SEQ": seq,
+    "SFT": sft,
+    "DPO": dpo,
+    "GRPO": grpo,
+    "SFT-LoRA": sft_lora,
+    "GRPO-updates": grpo_updates,
+}
+"""By the name of their module, and of what is special about them."""

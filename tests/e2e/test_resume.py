@@ -52,6 +52,7 @@ class World:
         """Write a run's configuration; the folder of the run is given on the command line."""
         file = self.folder / f"{objective}.yaml"
         given = OBJECTIVES[objective]()
+        name = objective.partition("-")[0]
         start = {} if "model" in given.model else {"init_from": str(self.folder / "model")}
         content = {
             "seed_everything": 7,
@@ -65,9 +66,9 @@ class World:
                 "log_every_n_steps": 3,
                 "callbacks": [{"class_path": "interruption.Interruption"}],
             },
-            "checkpoint": {"every_n_steps": 2, "every_minutes": 0},
+            "checkpoint": {"every_n_steps": 2, "every_minutes": 0} | given.checkpoint,
             "model": {
-                "class_path": f"{objective}Module",
+                "class_path": f"{name}Module",
                 "init_args": start
                 | given.model
                 | {"compile": False, "schedule": {"warmup_steps": 3}},
@@ -78,7 +79,7 @@ class World:
                     "tokenizer": str(self.folder / "tokenizer"),
                     "train": str(self.folder / f"{objective}.jsonl"),
                     "val": str(self.folder / f"{objective}.jsonl"),
-                    "stage": objective.lower(),
+                    "stage": name.lower(),
                     "window_size": 32,
                     "batch_size": 2,
                 }
@@ -139,7 +140,8 @@ def _train(log: Path, arguments: list[str], environment: dict[str, str]) -> None
     sys.path.insert(0, str(HERE))
     # what Lightning starts for another rank
     sys.argv = [str(Path(sys.executable).with_name("astrai-train")), *arguments]
-    os.environ["PYTHONPATH"] = str(HERE)
+    paths = (str(HERE), os.environ.get("PYTHONPATH"))
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     torch.set_num_threads(1)
     # loaders' workers as a user has them
     multiprocessing.set_start_method("fork", force=True)
@@ -149,13 +151,15 @@ def _train(log: Path, arguments: list[str], environment: dict[str, str]) -> None
 def differences(one: Path, other: Path) -> list[str]:
     """Name everything in which two checkpoints differ."""
     found = [] if one.name == other.name else [f"{one.name} != {other.name}"]
-    for file in ("model.safetensors", "trainer/state.safetensors"):
+    files = {path.name for folder in (one, other) for path in folder.glob("*.safetensors")}
+    for file in (*sorted(files), "trainer/state.safetensors"):
         ours, theirs = load_file(one / file), load_file(other / file)
         for name in sorted(ours.keys() | theirs.keys()):
             pair = ours.get(name), theirs.get(name)
             if pair[0] is None or pair[1] is None or _bits(pair[0]) != _bits(pair[1]):
                 found.append(f"{file}: {name}")
-    texts = ("config.json", "tokenizer.json", "trainer/state.json")
+    configs = {path.name for folder in (one, other) for path in folder.glob("*config.json")}
+    texts = (*sorted(configs), "tokenizer.json", "trainer/state.json")
     return found + [file for file in texts if _json(one / file) != _json(other / file)]
 
 
@@ -205,7 +209,7 @@ def kill_and_go_on(world: World, objective: str, moment: str, step: int, *option
 
 
 QUICK = [("SEQ", moment) for moment in MOMENTS] + [("SFT", "window"), ("DPO", "window")]
-QUICK += [("GRPO", "rollout")]
+QUICK += [("GRPO", "rollout"), ("GRPO-updates", "batch"), ("SFT-LoRA", "window")]
 ALL = [(name, moment) for name, make in OBJECTIVES.items() for moment in make().moments]
 
 
