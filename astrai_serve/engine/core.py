@@ -7,6 +7,7 @@ step ends the tasks of that step and nothing else.
 import logging
 import operator
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from astrai_serve.engine.kv_cache import KVCache
 from astrai_serve.engine.kv_storage import KVStorage
 from astrai_serve.engine.reproducible import why_not_reproducible
 from astrai_serve.engine.scheduler import Chunk, InferenceScheduler
+from astrai_serve.engine.statistics import Statistics
 from astrai_serve.engine.structured import GrammarCompiler, Matcher
 from astrai_serve.engine.task import (
     Finish,
@@ -79,6 +81,7 @@ class EngineCore:
         self.num_prompt_tokens = 0
         self.num_output_tokens = 0
         self.num_steps = 0
+        self.statistics = Statistics()
         self.num_finished = dict.fromkeys(FinishReason, 0)
 
     @classmethod
@@ -146,6 +149,8 @@ class EngineCore:
         *,
         cache_salt: str = "",
         sample_index: int = 0,
+        client: str = "",
+        is_bulk: bool = False,
     ) -> Task:
         """Make a task that is sure to fit; reads only what never changes, so any thread may.
 
@@ -155,6 +160,8 @@ class EngineCore:
             params: how to sample.
             cache_salt: tasks share cached prefixes only with tasks of the same salt.
             sample_index: which of several samples of one request, for other draws of one seed.
+            client: whose task it is; clients get their turns fairly.
+            is_bulk: nobody waits for it in front of a screen.
 
         Raises:
             RefusedError: the task can never run; the message says why, and the way out.
@@ -193,6 +200,9 @@ class EngineCore:
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             sample_index=sample_index,
             cache_salt=cache_salt,
+            client=client,
+            is_bulk=is_bulk,
+            arrived_at=time.perf_counter(),
             stop_ids=stop_ids if params.ignore_eos else stop_ids | self.model_stop_ids,
             matcher=self.matcher_of(params),
         )
@@ -219,11 +229,15 @@ class EngineCore:
         if not chunks:
             return []
         self.num_steps += 1
+        began = time.perf_counter()
+        for chunk in chunks:
+            self.statistics.admitted(chunk.task, began)
         try:
             samples = self.executor.execute(chunks)
         except Exception as error:  # whatever it is, the other tasks are not to blame
             logger.exception("a step of %d tasks failed", len(chunks))
             return [(chunk.task.task_id, self._fail(chunk.task, error)) for chunk in chunks]
+        self._count_step(chunks, time.perf_counter() - began)
         # what a failed chunk computed is no prefix for others
         pairs = list(zip(chunks, samples, strict=True))
         self.scheduler.complete([c for c, sample in pairs if not isinstance(sample, Exception)])
@@ -240,6 +254,11 @@ class EngineCore:
                 event = self._fail(chunk.task, error)
             events.append((chunk.task.task_id, event))
         return events
+
+    def _count_step(self, chunks: Sequence[Chunk], seconds: float) -> None:
+        num_decoded = sum(1 for c in chunks if c.length == 1 and c.task.num_output_tokens)
+        num_prompt_tokens = sum(chunk.length for chunk in chunks) - num_decoded
+        self.statistics.step(num_prompt_tokens, num_decoded, seconds)
 
     def drop_computed(self) -> None:
         """Forget every cached key and value, for the weights have changed; running tasks go on."""
@@ -276,6 +295,7 @@ class EngineCore:
         may_stop = task.num_output_tokens >= task.params.min_tokens
         task.token_ids.append(sample.token_id)
         self.num_output_tokens += 1
+        self.statistics.token(task, time.perf_counter())
         detokenizer = self._detokenizers.get(task.task_id)
         if task.matcher is not None:
             task.matcher.advance(sample.token_id)
@@ -311,6 +331,7 @@ class EngineCore:
         self.scheduler.remove(task, status)
         del self._tasks[task.task_id]
         self.num_finished[finish.reason] += 1
+        self.statistics.ended(task, finish, time.perf_counter())
         text = ""
         if detokenizer is not None and finish.reason is not FinishReason.ERROR:
             text = detokenizer.finish(cut_off=finish.reason is not FinishReason.STOP)

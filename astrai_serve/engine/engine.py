@@ -20,6 +20,7 @@ from astrai_core.tokenizer import AutoTokenizer
 from astrai_serve.engine.config import EngineConfig
 from astrai_serve.engine.core import EngineCore
 from astrai_serve.engine.llm import CompletionParts, each_params
+from astrai_serve.engine.statistics import Statistics
 from astrai_serve.engine.stream import TaskStream
 from astrai_serve.engine.task import EngineClosedError, QueueFullError, Task, TaskEvent
 
@@ -105,6 +106,8 @@ class InferenceEngine(GenerationEngine):
         *,
         cache_salt: str = "",
         sample_index: int = 0,
+        client: str = "",
+        is_bulk: bool = False,
     ) -> TaskStream:
         """Start a task; any thread may.
 
@@ -113,13 +116,23 @@ class InferenceEngine(GenerationEngine):
             params: how to sample.
             cache_salt: tasks share cached prefixes only with tasks of the same salt.
             sample_index: which of several samples of one request, for other draws of one seed.
+            client: whose task it is; clients get their turns fairly.
+            is_bulk: nobody waits for it in front of a screen: chat turns may pass it.
 
         Raises:
             RefusedError: the task can never run.
             QueueFullError: too many tasks are waiting.
             EngineClosedError: the engine was closed or has failed.
         """
-        return self._submit(prompt_ids, params, cache_salt, sample_index, is_limited=True)
+        return self._submit(
+            prompt_ids,
+            params,
+            is_limited=True,
+            cache_salt=cache_salt,
+            sample_index=sample_index,
+            client=client,
+            is_bulk=is_bulk,
+        )
 
     def prepare(self, params: SamplingParams) -> None:
         """Compile a structure ahead of `submit`, which then need not wait; any thread may.
@@ -149,7 +162,7 @@ class InferenceEngine(GenerationEngine):
         streams: list[TaskStream] = []
         try:
             for prompt_ids, one in zip(prompts, each_params(params, len(prompts)), strict=True):
-                streams.append(self._submit(prompt_ids, one, "", 0, is_limited=False))
+                streams.append(self._submit(prompt_ids, one, is_limited=False))
             completions: list[Completion] = []
             for stream in streams:
                 parts = CompletionParts()
@@ -179,7 +192,7 @@ class InferenceEngine(GenerationEngine):
         streams: list[TaskStream] = []
         try:
             for prompt_ids, one in zip(prompts, each_params(params, len(prompts)), strict=True):
-                streams.append(self._submit(prompt_ids, one, "", 0, is_limited=False))
+                streams.append(self._submit(prompt_ids, one, is_limited=False))
             completions: list[Completion] = []
             for stream in streams:
                 parts = CompletionParts()
@@ -217,6 +230,17 @@ class InferenceEngine(GenerationEngine):
         """Counts since the start, and how things stand; any thread may ask."""
         return {**self._core.stats(), "num_open": len(self._open), "step_age": self.step_age}
 
+    @property
+    def statistics(self) -> Statistics:
+        """Durations, lengths and speeds since the start; any thread may read them."""
+        return self._core.statistics
+
+    def seconds_of_work(self) -> float | None:
+        """Return how long the tasks there are will take; None before speeds are known."""
+        with self._lock:
+            tasks = [task for task, _ in self._open.values()]
+        return self.statistics.seconds_of(tasks)
+
     def close(self, timeout: float = 10.0) -> None:
         """End every stream at once, stop the thread after its step and free the KV cache.
 
@@ -233,9 +257,12 @@ class InferenceEngine(GenerationEngine):
         self,
         prompt_ids: Sequence[int],
         params: SamplingParams,
-        cache_salt: str,
-        sample_index: int,
+        *,
         is_limited: bool,
+        cache_salt: str = "",
+        sample_index: int = 0,
+        client: str = "",
+        is_bulk: bool = False,
     ) -> TaskStream:
         most = self.max_tasks
         self.prepare(params)  # without the lock: it may take seconds
@@ -248,7 +275,13 @@ class InferenceEngine(GenerationEngine):
                 )
             task_id = self._num_tasks
             task = self._core.new_task(
-                task_id, prompt_ids, params, cache_salt=cache_salt, sample_index=sample_index
+                task_id,
+                prompt_ids,
+                params,
+                cache_salt=cache_salt,
+                sample_index=sample_index,
+                client=client,
+                is_bulk=is_bulk,
             )
             self._num_tasks += 1
             stream = TaskStream(task_id, len(prompt_ids), lambda: self._cancel(task_id))

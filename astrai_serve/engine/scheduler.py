@@ -1,15 +1,17 @@
 """What the next forward pass computes.
 
 There is no prefill phase and no decode phase: each task's `num_computed_tokens` catches up with its
-`num_tokens`, a step spends a budget of tokens, and running tasks come before waiting ones. Running
-out of pages sends the latest arrival back to wait; it is computed again when it returns. The oldest
-running task is never sent back, and a task that could not fit alone never gets here: so the oldest
-always finishes, and therefore all do.
+`num_tokens`, a step spends a budget of tokens, and running tasks come before waiting ones. Who of
+the waiting is let in is for `AdmissionOrder` to say. Age counts from the first admission. Running
+out of pages sends the youngest back to wait, before all that were never let in; it is computed
+again when it returns. The oldest is never sent back, and a task that could not fit alone never gets
+here: so the oldest always finishes, and therefore all do.
 """
 
 from bisect import insort
 from dataclasses import dataclass
 
+from astrai_serve.engine.admission_order import AdmissionOrder, place
 from astrai_serve.engine.kv_cache import Admission, KVCache
 from astrai_serve.engine.task import Task, TaskStatus
 
@@ -28,7 +30,7 @@ class Chunk:
 
 
 class InferenceScheduler:
-    """Waiting and running tasks, both in the order of arrival.
+    """Waiting and running tasks, both in the order of `place`.
 
     Args:
         kv: the pages.
@@ -36,6 +38,7 @@ class InferenceScheduler:
         max_step_tokens: most tokens in a step, at least `max_running_tasks`.
         max_chunk_tokens: most tokens of one task in a step.
         headroom_pages: pages left free for each running task when another is admitted.
+        order: whose turn it is.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class InferenceScheduler:
         max_step_tokens: int,
         max_chunk_tokens: int | None = None,
         headroom_pages: int = 0,
+        order: AdmissionOrder | None = None,
     ):
         assert max_running_tasks <= max_step_tokens, "a decoding task could starve"
         self.kv = kv
@@ -53,6 +57,7 @@ class InferenceScheduler:
         self.max_step_tokens = max_step_tokens
         self.max_chunk_tokens = max_chunk_tokens or max_step_tokens
         self.headroom_pages = headroom_pages
+        self.order = order or AdmissionOrder()
         self.waiting: list[Task] = []
         self.running: list[Task] = []
         self.num_preemptions = 0
@@ -70,7 +75,8 @@ class InferenceScheduler:
     def add(self, task: Task) -> None:
         """Queue a task; the caller has made sure that it fits."""
         assert self.fits(task.num_prompt_tokens, task.max_tokens), "a task that can never finish"
-        insort(self.waiting, task, key=_arrival)
+        insort(self.waiting, task, key=place)
+        self.order.arrived(task)
 
     def schedule(self) -> list[Chunk]:
         """Choose the chunks of the next step and give their tasks pages.
@@ -80,7 +86,7 @@ class InferenceScheduler:
         """
         num_preemptions = self.num_preemptions
         decoding = [task for task in self.running if task.num_missing_tokens == 1]
-        # who is sent back is the latest arrival, and so never one that has its chunk already
+        # who is sent back is the youngest, and so never one that has its chunk already
         chunks = [
             self._chunk(task, 1)
             for task in decoding
@@ -98,6 +104,8 @@ class InferenceScheduler:
     def complete(self, chunks: list[Chunk]) -> None:
         """Take note that a step was computed. Sampled tokens are added by the caller, after it."""
         for chunk in chunks:
+            if chunk.task.num_output_tokens and chunk.length == 1:
+                self.order.charge(chunk.task, 1)  # the prompt was charged when it was let in
             chunk.task.num_computed_tokens = chunk.start + chunk.length
             self.kv.task_record(chunk.task)
 
@@ -105,6 +113,7 @@ class InferenceScheduler:
         """Forget a task that has ended, wherever it stands, and free its pages."""
         (self.running if task.status is TaskStatus.RUNNING else self.waiting).remove(task)
         self.kv.task_forget(task)
+        self.order.left(task)
         task.status = status
 
     def preempt_all(self) -> None:
@@ -136,25 +145,28 @@ class InferenceScheduler:
         task.status = TaskStatus.PENDING
         task.num_preemptions += 1
         self.num_preemptions += 1
-        insort(self.waiting, task, key=_arrival)
+        insort(self.waiting, task, key=place)
         return task
 
     def _admit(self, chunks: list[Chunk], budget: int) -> None:
-        passed_over = 0
         # those who wait for a page that is being computed let others pass, within reason
-        while budget > 0 and passed_over < min(len(self.waiting), self.max_running_tasks):
+        skipped: list[Task] = []
+        while budget > 0 and len(skipped) < self.max_running_tasks:
             if len(self.running) == self.max_running_tasks:
                 return
-            task = self.waiting[passed_over]
+            task = self.order.choose(self.waiting, skipped)
+            if task is None:
+                return
             num_sharing = len(self.running) + 1 if self.running else 0
             admission = self.kv.task_alloc(task, headroom=self.headroom_pages * num_sharing)
             if admission is Admission.NO_ROOM:
                 return
             if admission is Admission.WORTH_WAITING:
-                passed_over += 1
+                skipped.append(task)
                 continue
-            del self.waiting[passed_over]
-            insort(self.running, task, key=_arrival)
+            self.waiting.remove(task)
+            self.order.admitted(task, any(other.is_bulk for other in self.waiting))
+            insort(self.running, task, key=place)
             task.status = TaskStatus.RUNNING
             chunks.append(self._chunk(task, budget))
             budget -= chunks[-1].length
@@ -166,8 +178,8 @@ class InferenceScheduler:
             (self.running, TaskStatus.RUNNING),
             (self.waiting, TaskStatus.PENDING),
         ):
-            ids = [task.task_id for task in queue]
-            assert ids == sorted(set(ids)), f"{status} tasks are out of order: {ids}"
+            places = [place(task) for task in queue]
+            assert places == sorted(set(places)), f"{status} tasks are out of order: {places}"
             assert all(task.status is status for task in queue), f"a {status} task is not"
         assert len(self.running) <= self.max_running_tasks
         for task in self.running:
@@ -178,7 +190,3 @@ class InferenceScheduler:
             )
         for task in self.waiting:
             assert task.num_computed_tokens == 0, f"waiting task {task.task_id} holds pages"
-
-
-def _arrival(task: Task) -> int:
-    return task.task_id

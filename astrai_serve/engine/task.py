@@ -140,7 +140,10 @@ class TaskStatus(StrEnum):
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Task:
-    """State of one token stream; its id is also its place in the order of arrival."""
+    """State of one token stream; its id is also its place in the order of arrival.
+
+    Times are in seconds of `time.perf_counter`.
+    """
 
     task_id: int
     prompt_ids: tuple[int, ...]
@@ -152,6 +155,10 @@ class Task:
     sample_index: int = 0
     cache_salt: str = ""
     """Tasks share cached prefixes only with tasks of the same salt."""
+    client: str = ""
+    """Whose task it is; clients get their turns fairly."""
+    is_bulk: bool = False
+    """Nobody waits for it in front of a screen: chat turns may pass it."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end the task."""
     matcher: TokenMatcher | None = None
@@ -163,6 +170,12 @@ class Task:
     num_cached_tokens: int | None = None
     """Set when the task is first admitted."""
     num_preemptions: int = 0
+    admission: int | None = None
+    """Its place in the order of first admissions, from the first one on."""
+    arrived_at: float = 0.0
+    admitted_at: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     """Of the second token of the prompt and those after it, as far as they are known."""
     status: TaskStatus = TaskStatus.PENDING
