@@ -38,28 +38,65 @@ _MAX_BITS = 4096
 _MAX_WIDTH = 100_000
 
 DEFAULT_TEMPLATE = """\
-{%- if tools -%}
-{{ raise_exception("this chat template has no place for tools") }}
+{%- macro check(message) -%}
+{%- if message.role not in ["system", "user", "assistant", "tool"] -%}
+{{ raise_exception("unknown role " ~ message.role ~ ": use system, user, assistant or tool") }}
 {%- endif -%}
-{%- for message in messages -%}
-{%- if message.role not in ["system", "user", "assistant"] -%}
-{{ raise_exception("unknown role " ~ message.role ~ ": use system, user or assistant") }}
-{%- endif -%}
-{%- if message.content is not string -%}
+{%- if message.content is not string and not message.tool_calls -%}
 {{ raise_exception("the content of a message must be a string") }}
 {%- endif -%}
-{{- "<|im_start|>" ~ message.role ~ "\\n" -}}
-{%- if message.role == "assistant" -%}
-{%- generation -%}{{ message.content ~ "<|im_end|>" }}{%- endgeneration -%}
-{%- else -%}
-{{ message.content ~ "<|im_end|>" }}
+{%- endmacro -%}
+{%- if tools -%}
+{{- "<|im_start|>system\\n" -}}
+{%- if messages[0].role == "system" -%}
+{{- check(messages[0]) ~ messages[0].content ~ "\\n\\n" -}}
 {%- endif -%}
-{{ "\\n" }}
+{{- "# Tools\\n\\nFunctions that can be called:\\n<tools>\\n" -}}
+{%- for tool in tools -%}
+{{- (tool.function or tool) | tojson ~ "\\n" -}}
+{%- endfor -%}
+{{- "</tools>\\n\\nA call is written as:\\n<tool_call>\\n" -}}
+{{- '{"name": NAME, "arguments": OBJECT}\\n</tool_call><|im_end|>\\n' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if not (tools and loop.first and message.role == "system") -%}
+{{- check(message) ~ "<|im_start|>" ~ message.role ~ "\\n" -}}
+{%- if message.role == "assistant" -%}
+{%- generation -%}
+{%- if message.reasoning_content -%}
+{{- "<think>\\n" ~ message.reasoning_content ~ "\\n</think>\\n\\n" -}}
+{%- elif enable_thinking is defined and not enable_thinking -%}
+{{- "<think>\\n\\n</think>\\n\\n" -}}
+{%- endif -%}
+{{- message.content or "" -}}
+{%- for call in message.tool_calls or [] -%}
+{%- set arguments = call.function.arguments -%}
+{{- "\\n" if message.content or not loop.first -}}
+{{- '<tool_call>\\n{"name": ' ~ call.function.name | tojson ~ ', "arguments": ' -}}
+{{- (arguments if arguments is string else arguments | tojson) ~ "}\\n</tool_call>" -}}
+{%- endfor -%}
+{{- "<|im_end|>" -}}
+{%- endgeneration -%}
+{%- else -%}
+{{- message.content ~ "<|im_end|>" -}}
+{%- endif -%}
+{{- "\\n" -}}
+{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
-{{ "<|im_start|>assistant\\n" }}
+{{- "<|im_start|>assistant\\n" -}}
+{%- if enable_thinking is defined -%}
+{{- "<think>\\n" if enable_thinking else "<think>\\n\\n</think>\\n\\n" -}}
+{%- endif -%}
 {%- endif -%}
 """
+"""Turns of `<|im_start|>role ... <|im_end|>`, calls of tools as Hermes models write them.
+
+Thoughts are written where a message has them, in every turn, so that no later message changes what
+an earlier one looks like. `enable_thinking` opens the thoughts of the answer, or closes them.
+"""
+
+_ARGUMENTS_TO_JSON = re.compile(r"""arguments['"]?\]?\s*\|\s*tojson""")
 
 
 class ChatTemplate:
@@ -86,6 +123,19 @@ class ChatTemplate:
         """Hex digest of the template's text."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
+    def prepare(self, messages: Sequence[Message]) -> list[Message]:
+        """Write calls of tools in messages as this template wants to read them.
+
+        A call is `{"type": "function", "function": {"name", "arguments"}}`, or its inner part
+        alone. Arguments come as an object or, from OpenAI's clients, as JSON; templates that paste
+        them get JSON, and those that write JSON themselves get the object.
+        """
+        return [_with_calls(message, self._pastes_arguments) for message in messages]
+
+    @cached_property
+    def _pastes_arguments(self) -> bool:
+        return "arguments" in self.source and not _ARGUMENTS_TO_JSON.search(self.source)
+
     def render(
         self,
         messages: Sequence[Message],
@@ -103,7 +153,7 @@ class ChatTemplate:
         """
         if not messages:
             raise ValueError("messages is empty: a chat needs at least one message")
-        present = [_with_reasoning(message) for message in messages]
+        present = [_with_reasoning(message) for message in self.prepare(messages)]
         token = _BUDGET.set(_Budget())
         try:
             pieces: list[str] = []
@@ -147,6 +197,38 @@ def _with_reasoning(message: Message) -> dict[str, Any]:
     if thought is None:
         return present
     return {"thinking": thought, **present, "reasoning_content": thought}
+
+
+def _with_calls(message: Message, as_text: bool) -> Message:
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list | tuple):
+        return message
+    return {**message, "tool_calls": [_prepared_call(call, as_text) for call in calls]}
+
+
+def _prepared_call(call: object, as_text: bool) -> object:
+    if not isinstance(call, Mapping):
+        return call
+    outer = call if "function" in call else {"type": "function", "function": call}
+    function = outer["function"]
+    if not isinstance(function, Mapping):
+        return call
+    arguments = function.get("arguments") or {}
+    if as_text and not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif not as_text and isinstance(arguments, str):
+        arguments = _read_object(arguments)
+    return {**outer, "function": {**function, "arguments": arguments}}
+
+
+def _read_object(text: str) -> object:
+    """The JSON object in a text; the text itself where it holds none that could be written."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):  # half a surrogate pair is no text
+        return text
+    return value if isinstance(value, dict) else text
 
 
 class _Refusal(jinja2.TemplateError):

@@ -400,7 +400,9 @@ class AutoTokenizer:
         for message in messages:
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise ValueError(f"a message must be a dict with a role, not {message!r:.80}")
-        hidden, originals = self._stand_ins.hide([list(messages), tools, dict(variables)])
+        # before it is hidden: JSON may spell a control token in escapes
+        messages = self._template_for(tools).prepare(messages)
+        hidden, originals = self._stand_ins.hide([messages, tools, dict(variables)])
         return (hidden[0], hidden[1], self.special_tokens | hidden[2]), originals
 
     def _template_for(self, tools: object) -> ChatTemplate:

@@ -18,11 +18,64 @@ def test_the_default_template_by_hand():
     )
 
 
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"城市": "北京"}}}
+
+
+def test_tools_calls_and_thoughts_in_the_default_template_by_hand():
+    messages = [
+        {"role": "system", "content": "brief"},
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "reasoning": "hm", "tool_calls": [CALL]},
+        {"role": "tool", "content": "rain"},
+    ]
+    assert ChatTemplate(DEFAULT_TEMPLATE).render(messages, True, TOOLS) == (
+        "<|im_start|>system\nbrief\n\n# Tools\n\nFunctions that can be called:\n<tools>\n"
+        '{"name": "f", "parameters": {"type": "object"}}\n</tools>\n\n'
+        'A call is written as:\n<tool_call>\n{"name": NAME, "arguments": OBJECT}\n</tool_call>'
+        "<|im_end|>\n<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n<think>\nhm\n</think>\n\n"
+        '<tool_call>\n{"name": "f", "arguments": {"城市": "北京"}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>tool\nrain<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("enabled", "wanted"), [(True, "<think>\n"), (False, "<think>\n\n</think>\n\n")]
+)
+def test_thoughts_can_be_opened_or_closed_for_the_answer(enabled, wanted):
+    template = ChatTemplate(DEFAULT_TEMPLATE)
+    plain = template.render(CHAT[:1], True)
+    assert template.render(CHAT[:1], True, enable_thinking=enabled) == plain + wanted
+    full = template.render([*CHAT[:1], {**CHAT[1], "thinking": "hm"}], enable_thinking=enabled)
+    assert full.startswith(plain + "<think>\n")
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("{{ call.arguments | tojson }}", '{"a": "天"}'),
+        ("{{ call['arguments']|tojson }}", '{"a": "天"}'),
+        ("{{ '' + call.arguments }}", '{"a": "天"}'),
+        ("{{ call | tojson }}", '{"name": "f", "arguments": {"a": "天"}}'),
+    ],
+)
+@pytest.mark.parametrize("arguments", [{"a": "天"}, '{"a": "天"}'], ids=["object", "text"])
+@pytest.mark.parametrize("outer", [True, False])
+def test_a_template_gets_arguments_as_it_wants_them(source, wanted, arguments, outer):
+    call = {"name": "f", "arguments": arguments}
+    message = {"role": "assistant", "tool_calls": [{"function": call} if outer else call]}
+    template = ChatTemplate("{% set call = messages[0].tool_calls[0].function %}" + source)
+    assert template.render([message]) == wanted
+
+
 @pytest.mark.parametrize(
     ("messages", "named"),
     [
         ([], "messages is empty"),
-        ([{"role": "tool", "content": "x"}], "unknown role tool: use system, user or assistant"),
+        (
+            [{"role": "judge", "content": "x"}],
+            "unknown role judge: use system, user, assistant or tool",
+        ),
         ([{"role": "user", "content": [{"type": "text"}]}], "content of a message must be a str"),
         ([{"role": "user", "content": None}], "content of a message must be a string"),
     ],

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from astrai_core.tokenizer import ChatTemplate
+from astrai_core.tokenizer import AutoTokenizer, ChatTemplate
 from astrai_core.tokenizer.message_parsing import (
     MessageFormat,
     ParsedMessage,
@@ -35,6 +35,7 @@ def read(form, text, **options):
     )
 
 
+OURS = AutoTokenizer.train(["hello world, hello <tool_call>"] * 9, 262)
 F = ("f", json.loads(ARGUMENTS))
 G = ("g", {})
 DS = ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>")
@@ -273,3 +274,36 @@ def test_the_format_is_read_off_the_template(source, thoughts, tools):
 
 def test_markup_that_is_a_control_token_is_told_to_the_engine():
     assert MessageFormat.of(tokenizer_with("[TOOL_CALLS]")).control_texts == ((9, "[ARGS]"),)
+
+
+def test_our_own_template_has_a_format():
+    form = MessageFormat.of(OURS)
+    assert (form.thoughts, form.tools, form.control_texts) == (THINK, "hermes", ())
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.sampled_from('a<北\n"/>}|_')),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+CALLS = st.lists(st.tuples(st.sampled_from("fg"), st.dictionaries(st.text(), JSON)), max_size=3)
+PLAIN = st.text(st.sampled_from("a北 .<"), max_size=6).map(str.strip)
+
+
+@given(st.none() | PLAIN.filter(bool), PLAIN, CALLS)
+@settings(max_examples=60, deadline=None)
+def test_what_our_template_writes_is_what_is_read_of_it(thoughts, content, calls):
+    """Training and serving agree: the taught tokens, read as an answer, are the message."""
+    tokenizer = OURS
+    message = {
+        "role": "assistant",
+        "content": content,
+        "reasoning_content": thoughts,
+        "tool_calls": [{"name": name, "arguments": a} for name, a in calls] or None,
+    }
+    chat = [{"role": "user", "content": "?"}, message]
+    ids, taught = tokenizer.encode_chat_with_mask(chat, tools=[{"name": "f"}])
+    answer = [i for i, is_taught in zip(ids, taught, strict=True) if is_taught]
+    assert answer.pop() == tokenizer.eos_id
+    read_back = read(MessageFormat.of(tokenizer), tokenizer.decode(answer))
+    assert read_back == (content, thoughts or "", calls)
