@@ -5,16 +5,24 @@ them. Here each document is attended by itself, in blocks of queries that meet t
 own end, and key heads are never copied. The operator is opaque to the compiler, which so meets one
 graph whatever the documents are.
 
+Float32 and bfloat16 have a kernel of ours (`document_attention.cpp`), in which all is summed in
+float32; where it cannot be compiled, and for other types, torch's kernel is called block by block.
+
 N tokens, flattened rows; H query heads; KV key heads; G = H / KV; D head width; L queries of a
 block; M keys that the first to last of them see.
 """
 
+import functools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from astrai_core.model.quantization import native
+
+_SOURCE = Path(__file__).with_suffix(".cpp")
 _BLOCK = 128
 """Queries at a time: smaller blocks waste less of the triangle, larger ones fill the kernel."""
 
@@ -45,6 +53,20 @@ def attend_documents(
     """
     out, _ = torch.ops.astrai.document_attention(q, k, v, document_ids, scale, window)
     return out
+
+
+@functools.cache
+def why_not_native() -> str | None:
+    """What this machine lacks for our kernel, in words; None where it runs."""
+    try:
+        native.load_source(_SOURCE)
+    except native.NativeError as error:
+        return str(error)
+    return None
+
+
+def _is_native(q: Tensor) -> bool:
+    return q.dtype in (torch.float32, torch.bfloat16) and why_not_native() is None
 
 
 class _Block(NamedTuple):
@@ -102,6 +124,10 @@ def _forward(
     # padding sees only itself
     out = v.repeat_interleave(group, dim=1) if (document_ids < 0).any() else q.new_empty(q.shape)
     totals = q.new_zeros(q.shape[1], q.shape[0], dtype=torch.float32)  # (H, N)
+    if _is_native(q):
+        q, k, v, document_ids = (x.contiguous() for x in (q, k, v, document_ids))
+        torch.ops.astrai_documents.forward(q, k, v, document_ids, scale, window, out, totals)
+        return out, totals
     for block in _blocks(document_ids, window, q.dtype):
         one, total = _attend(
             _grouped(q[block.queries], heads),
@@ -129,6 +155,22 @@ def _gradients(
     window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads, group = k.shape[1], q.shape[1] // k.shape[1]
+    is_padding = document_ids.flatten() < 0
+    has_padding = bool(is_padding.any())
+    if _is_native(q):
+        q, k, v, document_ids = (x.contiguous() for x in (q, k, v, document_ids))
+        of_q = torch.zeros_like(q) if has_padding else torch.empty_like(q)
+        make = torch.zeros if has_padding else torch.empty
+        # what each query head adds to the heads it shares
+        parts = make(2, q.shape[1], *k.shape[::2], dtype=torch.float32)  # (2, H, N, D)
+        torch.ops.astrai_documents.backward(
+            grad, q, k, v, document_ids, out, totals, scale, window, of_q, *parts
+        )
+        of_k, of_v = parts.unflatten(1, (heads, group)).sum(2).transpose(1, 2)  # (N, KV, D)
+        if has_padding:
+            of_v[is_padding] = grad[is_padding].unflatten(1, (heads, group)).float().sum(2)
+        of_k, of_v = (x.contiguous().to(k.dtype) for x in (of_k, of_v))
+        return of_q, of_k, of_v
     of_q = q.new_zeros(q.shape)
     # sums over blocks and heads, in full precision
     of_k, of_v = (x.new_zeros(x.shape, dtype=torch.float32) for x in (k, v))
@@ -148,8 +190,7 @@ def _gradients(
         of_q[block.queries] = one_q.permute(2, 0, 1, 3).flatten(1, 2)
         of_k[block.keys] += one_k.sum(1, dtype=torch.float32).permute(1, 0, 2)
         of_v[block.keys] += one_v.sum(1, dtype=torch.float32).permute(1, 0, 2)
-    is_padding = document_ids.flatten() < 0
-    if is_padding.any():
+    if has_padding:
         of_v[is_padding] = grad[is_padding].unflatten(1, (heads, group)).float().sum(2)
     return of_q, of_k.to(k.dtype), of_v.to(v.dtype)
 

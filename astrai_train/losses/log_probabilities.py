@@ -13,10 +13,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from astrai_core.model.token_scores import score_labels, slope_
 from astrai_train.losses.likelihood import IGNORED
-
-_CHUNK = 512
-"""Rows of logits that exist at a time; see `likelihood`."""
+from astrai_train.losses.projection import (
+    OutputGradients,
+    blocks,
+    chunks,
+    logit_buffer,
+    product_dtype,
+)
 
 
 def token_logprobs(
@@ -39,10 +44,7 @@ def token_logprobs(
     flat = labels.flatten()
     scored = (flat != IGNORED).nonzero().squeeze(1)  # (N,)
     hidden = hidden_states.flatten(0, -2)[scored]
-    device = hidden.device.type
-    dtype = output_weight.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = product_dtype(hidden, output_weight)
     logprobs = _Scored.apply(hidden, output_weight, flat[scored], temperature, dtype)
     assert isinstance(logprobs, Tensor)
     empty = torch.zeros(flat.shape, dtype=logprobs.dtype, device=flat.device)
@@ -61,45 +63,32 @@ class _Scored(torch.autograd.Function):
         temperature: float,
         dtype: torch.dtype,
     ) -> Tensor:
-        matrix = weight.to(dtype)
-        chosen = torch.empty(len(labels), dtype=torch.float32, device=labels.device)
-        totals = torch.empty_like(chosen)
-        for rows in _chunks(len(labels)):
-            logits = _logits(hidden[rows], matrix, temperature)
-            totals[rows] = logits.logsumexp(1)
-            chosen[rows] = logits.gather(1, labels[rows, None]).squeeze(1)
+        states, matrix = hidden.to(dtype), weight.to(dtype)
+        logprobs = torch.empty(len(labels), dtype=torch.float32, device=labels.device)
+        totals = torch.empty_like(logprobs)
+        for rows in chunks(0, len(labels)):
+            logits = states[rows] @ matrix.T
+            logprobs[rows], totals[rows] = score_labels(logits, labels[rows], temperature)
         ctx.save_for_backward(hidden, weight, labels, totals)
         ctx.temperature, ctx.dtype = temperature, dtype
-        return chosen - totals
+        return logprobs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, labels, totals = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        matrix = weight.to(ctx.dtype)
-        hidden_gradient = torch.zeros_like(hidden) if wants_hidden else None
-        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        for rows in _chunks(len(labels)):
-            # d logprob / d logits = (one at the label) - probabilities, over the temperature
-            logits = _logits(hidden[rows], matrix, ctx.temperature)
-            slope = (logits - totals[rows, None]).exp_().mul_(-gradient[rows, None])
-            slope.scatter_add_(1, labels[rows, None], gradient[rows, None])
-            slope = slope.div_(ctx.temperature).to(ctx.dtype)
-            if hidden_gradient is not None:
-                hidden_gradient[rows] = (slope @ matrix).to(hidden.dtype)
-            if weight_gradient is not None:
-                weight_gradient += (slope.T @ hidden[rows].to(ctx.dtype)).float()
-        if weight_gradient is not None:
-            weight_gradient = weight_gradient.to(weight.dtype)
-        return hidden_gradient, weight_gradient, None, None, None
-
-
-def _chunks(length: int) -> list[slice]:
-    return [slice(start, start + _CHUNK) for start in range(0, length, _CHUNK)]
-
-
-def _logits(hidden: Tensor, matrix: Tensor, temperature: float) -> Tensor:
-    """In float32, the matrix product itself in the matrix's type."""
-    logits = (hidden.to(matrix.dtype) @ matrix.T).float()
-    return logits if temperature == 1.0 else logits.div_(temperature)
+        states, matrix = hidden.to(ctx.dtype), weight.to(ctx.dtype)
+        gradients = OutputGradients(
+            states, matrix, wants_hidden=wants_hidden, wants_weight=wants_weight
+        )
+        buffer = logit_buffer(len(labels), matrix)
+        for block in blocks(len(labels), matrix):
+            for rows in chunks(block.start, block.stop):
+                logits = buffer[rows.start - block.start : rows.stop - block.start]
+                torch.mm(states[rows], matrix.T, out=logits)
+                slope_(logits, labels[rows], ctx.temperature, totals[rows], gradient[rows])
+                gradients.add_chunk(rows, logits)
+            gradients.add_block(block, buffer[: block.stop - block.start])
+        of_hidden = None if gradients.hidden is None else gradients.hidden.to(hidden.dtype)
+        return of_hidden, gradients.weight_like(weight), None, None, None
