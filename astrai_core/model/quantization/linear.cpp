@@ -199,8 +199,12 @@ void tile(const Rows<Format>& rows, const Weights& w, int64_t n, int64_t o, floa
       for (int c = 0; c < C; ++c) {
         const float scale = w.scale[(o + c) * groups + g];
         typename Format::Total total = 0;
-        for (int64_t j = k; __builtin_expect(j < end, 0); ++j)
-          total += x[r * K + j] * Format::weight(data + c * stride, j);
+        for (int64_t j = k; __builtin_expect(j < end, 0); ++j) {
+          int32_t weight = Format::weight(data + c * stride, j);
+          // GCC 12 would make a dot product of bytes of this loop, and take the weights for unsigned
+          asm("" : "+r"(weight));
+          total += x[r * K + j] * weight;
+        }
         if constexpr (std::is_same_v<Format, Integers>) {
           // in whole steps the weights were too large by the offset
           total += whole[r][c] - rows.excess[n + r];
