@@ -6,12 +6,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <optional>
 #include <tuple>
+
+#include "quantization/team.h"
+#include "rows.h"
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::ScalarType;
@@ -19,8 +18,9 @@ using torch::stable::Tensor;
 
 namespace {
 
-constexpr int64_t kNumbersPerThread = 1 << 15;  // fewer are not worth waking a thread
-constexpr int kLanes = 8;
+using namespace astrai;
+
+constexpr int64_t kNumbersPerThread = 1 << 12;  // fewer are not worth waking a thread
 
 Tensor empty(std::initializer_list<int64_t> size, ScalarType dtype) {
   int64_t stride[4], next = 1;
@@ -44,50 +44,9 @@ void for_type(const Tensor& x, F&& f) {
 
 template <class F>
 void for_rows(int64_t N, int64_t width, F&& f) {
-  torch::stable::parallel_for(0, N, 1 + kNumbersPerThread / width, [&](int64_t n, int64_t end) {
+  share(N, 1 + kNumbersPerThread / width, [&](int64_t n, int64_t end) {
     for (; n < end; ++n) f(n);
   });
-}
-
-// The root mean square's inverse; eight running sums, whatever the width.
-template <class T>
-float inverse_rms(const T* x, int64_t width, double eps) {
-  float lane[kLanes] = {}, sum = 0;
-  int64_t d = 0;
-  for (; d + kLanes <= width; d += kLanes)
-    for (int i = 0; i < kLanes; ++i) {
-      const float value = static_cast<float>(x[d + i]);
-      lane[i] += value * value;
-    }
-  for (float one : lane) sum += one;
-  for (; d < width; ++d) sum += static_cast<float>(x[d]) * static_cast<float>(x[d]);
-  return 1.0f / std::sqrt(sum / static_cast<float>(width) + static_cast<float>(eps));
-}
-
-template <class T>
-void normalize(const T* x, const T* weight, int64_t width, double eps, T* out) {
-  const float factor = inverse_rms(x, width, eps);
-  for (int64_t d = 0; d < width; ++d)
-    out[d] = static_cast<T>(static_cast<float>(x[d]) * factor * static_cast<float>(weight[d]));
-}
-
-// x <= 0 where it matters: the caller bounds it from above
-inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  const float n = std::rint(x * 1.44269504f);
-  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln(2) in two parts
-  float y = 1.0f / 5040;
-  y = y * r + 1.0f / 720;
-  y = y * r + 1.0f / 120;
-  y = y * r + 1.0f / 24;
-  y = y * r + 1.0f / 6;
-  y = y * r + 0.5f;
-  y = y * r + 1.0f;
-  y = y * r + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  return y * power;
 }
 
 Tensor rms_norm(Tensor x, Tensor weight, double eps) {
@@ -113,42 +72,10 @@ Tensor gated(Tensor x) {
     const T* from = x.const_data_ptr<T>();
     T* to = out.mutable_data_ptr<T>();
     for_rows(N, F, [&](int64_t n) {
-      const T *gate = from + n * 2 * F, *up = gate + F;
-      T* row = to + n * F;
-      for (int64_t f = 0; f < F; ++f) {
-        const float g = static_cast<float>(gate[f]);
-        const float e = exponential(g < 0 ? g : -g);  // never overflows
-        row[f] = static_cast<T>((g < 0 ? g * e : g) / (1.0f + e) * static_cast<float>(up[f]));
-      }
+      gate(from + n * 2 * F, from + n * 2 * F + F, F, to + n * F);
     });
   });
   return out;
-}
-
-// Norm a head where there is a weight, and turn its pairs of channels.
-template <class T>
-void turn(const T* x, const T* weight, const float* cos, const float* sin, int64_t D, double eps,
-          bool interleaved, T* out) {
-  if (weight) {
-    normalize(x, weight, D, eps, out);
-    x = out;
-  }
-  const int64_t half = D / 2;
-  if (!interleaved) {
-    for (int64_t d = 0; d < half; ++d) {
-      const float a = static_cast<float>(x[d]), b = static_cast<float>(x[d + half]);
-      out[d] = static_cast<T>(a * cos[d] - b * sin[d]);
-      out[d + half] = static_cast<T>(b * cos[d] + a * sin[d]);
-    }
-    return;
-  }
-  float pairs[1024];
-  for (int64_t d = 0; d < D; ++d) pairs[d] = static_cast<float>(x[d]);
-  for (int64_t d = 0; d < half; ++d) {
-    const float a = pairs[2 * d], b = pairs[2 * d + 1];
-    out[d] = static_cast<T>(a * cos[d] - b * sin[d]);
-    out[d + half] = static_cast<T>(b * cos[d] + a * sin[d]);
-  }
 }
 
 // Rows (q | k | v) to heads, queries and keys normed and rotated.

@@ -4,6 +4,8 @@
     gate_proj, up_proj      -> one product;  silu and the product           -> one operator
     RMSNorm                 -> one operator
 
+and, where int8 weights can be packed, in three operators a block: `packed.cpp` says which.
+
 A small model's step is bound by the number of its operators and by the Python between them: what
 a block calls is looked up once, here, and not through modules in each step. The rows of the joined
 matrices are those of the parts, quantised or not. A model whose tensors are shared, with a trainer
@@ -15,6 +17,7 @@ N tokens, H and KV heads of width D, F width of the MLP.
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +27,16 @@ from astrai_core.model.attention_context import AttentionContext
 from astrai_core.model.feed_forward import MLP
 from astrai_core.model.layers import Linear, RMSNorm
 from astrai_core.model.moe import DeepSeekMoE, Routing
+from astrai_core.model.packed import PackedLinear, pack_, why_not_packed
 from astrai_core.model.quantization import Int4Linear, Int8Linear, W8A8Linear, native
+from astrai_core.model.rotary import TabulatedRotary
 from astrai_core.model.transformer import DecoderBlock, Transformer
 
 _SOURCE = Path(__file__).with_name("fusion.cpp")
 
 Rowwise = Callable[[Tensor], Tensor]
+Attend = Callable[[Tensor, Rotation, AttentionContext], Tensor]
+Feed = Callable[[Tensor, list[Routing] | None], Tensor]
 
 
 class FusedRMSNorm(nn.Module):
@@ -62,23 +69,27 @@ class FusedGQA(nn.Module):
         self.qkv_proj = joined((attention.q_proj, attention.k_proj, attention.v_proj))
         self.o_proj, self.gate_proj = attention.o_proj, attention.gate_proj
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
-        self._project, self._output = function_of(self.qkv_proj), function_of(self.o_proj)
-        weights = [None if norm is None else norm.weight for norm in (self.q_norm, self.k_norm)]
+        self._weights = [n if n is None else n.weight for n in (self.q_norm, self.k_norm)]
         eps = 0.0 if self.q_norm is None else self.q_norm.norm_eps
-        sizes = (self.n_heads, self.n_kv_heads, eps, self.is_interleaved)
-        operator = torch.ops.astrai_fusion.heads.default
-        self._gate = None if self.gate_proj is None else function_of(self.gate_proj)
-        self._heads = lambda x, cos, sin: operator(x, *weights, cos, sin, *sizes)
+        self._sizes = (self.n_heads, self.n_kv_heads, eps, self.is_interleaved)
 
     def forward(self, x: Tensor, rotation: Rotation, attention: AttentionContext) -> Tensor:
         """Map the normed block input (N, dim) to the attention's output (N, dim)."""
-        q, k, v = self._heads(self._project(x), *rotation)  # (N, H, D), (N, KV, D), (N, KV, D)
+        q, k, v = torch.ops.astrai_fusion.heads(
+            self.qkv_proj(x), *self._weights, *rotation, *self._sizes
+        )  # (N, H, D), (N, KV, D), (N, KV, D)
         out = attention.attend(
             self.layer, q, k, v, scale=self.head_dim**-0.5, window=self.window
         )  # (N, H, D)
-        if self._gate is not None:
-            out = apply_gate(out, self._gate(x))
-        return self._output(out.flatten(1))
+        if self.gate_proj is not None:
+            out = apply_gate(out, self.gate_proj(x))
+        return self.o_proj(out.flatten(1))
+
+    def packed(self, norm: FusedRMSNorm) -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
+        """The stream (N, dim), cosines and sines to q, k and v, its norm included."""
+        operator, weights, sizes = torch.ops.astrai_packed.qkv.default, self._weights, self._sizes
+        before = norm.weight, norm.norm_eps, self.qkv_proj.weight, self.qkv_proj.weight_scale
+        return lambda x, cos, sin: operator(x, *before, *weights, cos, sin, *sizes)
 
 
 class FusedMLP(nn.Module):
@@ -88,12 +99,10 @@ class FusedMLP(nn.Module):
         super().__init__()
         self.gate_up_proj = joined((mlp.gate_proj, mlp.up_proj))
         self.down_proj = mlp.down_proj
-        self._project, self._output = function_of(self.gate_up_proj), function_of(self.down_proj)
-        self._gated = torch.ops.astrai_fusion.gated.default
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, dim) to (N, dim)."""
-        return self._output(self._gated(self._project(x)))
+        return self.down_proj(torch.ops.astrai_fusion.gated(self.gate_up_proj(x)))
 
 
 class FusedBlock(nn.Module):
@@ -111,14 +120,12 @@ class FusedBlock(nn.Module):
         self.mlp = block.mlp
         if isinstance(block.mlp, MLP) and are_alike(block.mlp.gate_proj, block.mlp.up_proj):
             self.mlp = FusedMLP(block.mlp)
-        self._norms = self.input_layernorm.function(), self.post_attention_layernorm.function()
-        self._attend = self.self_attn.forward
-        mlp = self.mlp
-        if isinstance(mlp, DeepSeekMoE):
-            self._feed = mlp.forward
-        else:
-            feed = mlp.forward
-            self._feed = lambda x, _: feed(x)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Look up what `forward` calls; to be repeated when a layer below has changed."""
+        self._add_attention = _attention_of(self.input_layernorm, self.self_attn)
+        self._add_mlp = _mlp_of(self.post_attention_layernorm, self.mlp)
 
     def forward(
         self,
@@ -128,10 +135,44 @@ class FusedBlock(nn.Module):
         routings: list[Routing] | None = None,
     ) -> Tensor:
         """Map the residual stream (N, dim) to the next block's; a router adds to `routings`."""
-        norm_before, norm_between = self._norms
-        x = x + self._attend(norm_before(x), rotation, attention)
-        normed = norm_between(x)
-        return x + self._feed(normed, routings)
+        return self._add_mlp(self._add_attention(x, rotation, attention), routings)
+
+
+def _attention_of(norm: FusedRMSNorm, attention: nn.Module) -> Attend:
+    """The stream plus a block's attention to it, in two operators and attention if packed."""
+    if isinstance(attention, FusedGQA) and attention.gate_proj is None:
+        qkv, output = attention.qkv_proj, attention.o_proj
+        if _is_plain(qkv) and _is_plain(output):
+            heads, add = attention.packed(norm), torch.ops.astrai_packed.add_linear.default
+            layer, window, scale = attention.layer, attention.window, attention.head_dim**-0.5
+            weight, weight_scale = output.weight, output.weight_scale
+
+            def attend(x: Tensor, rotation: Rotation, context: AttentionContext) -> Tensor:
+                q, k, v = heads(x, *rotation)
+                out = context.attend(layer, q, k, v, scale=scale, window=window)
+                return add(x, out, weight, weight_scale)
+
+            return attend
+    normed, forward = norm.function(), attention.forward
+    return lambda x, rotation, context: x + forward(normed(x), rotation, context)
+
+
+def _mlp_of(norm: FusedRMSNorm, mlp: nn.Module) -> Feed:
+    """The stream plus a block's feed-forward network of it, in one operator if packed."""
+    if isinstance(mlp, FusedMLP) and _is_plain(mlp.gate_up_proj) and _is_plain(mlp.down_proj):
+        operator = torch.ops.astrai_packed.mlp.default
+        first, second = mlp.gate_up_proj, mlp.down_proj
+        weights = first.weight, first.weight_scale, second.weight, second.weight_scale
+        weight, eps = norm.weight, norm.norm_eps
+        return lambda x, _: operator(x, weight, eps, *weights)
+    normed = norm.function()
+    if isinstance(mlp, DeepSeekMoE):
+        return lambda x, routings: x + mlp(normed(x), routings)
+    return lambda x, _: x + mlp(normed(x))
+
+
+def _is_plain(layer: nn.Module) -> TypeGuard[PackedLinear]:
+    return isinstance(layer, PackedLinear) and layer.bias is None
 
 
 def fuse_(model: Transformer) -> Transformer:
@@ -146,7 +187,13 @@ def fuse_(model: Transformer) -> Transformer:
     model.add_module("norm", FusedRMSNorm(model.norm))
     for n, block in enumerate(model.layers):
         assert isinstance(block, DecoderBlock)
-        model.layers[n] = FusedBlock(block)
+        model.layers[n] = fused = FusedBlock(block)
+        if why_not_packed() is None:  # block by block: the weights are never there twice
+            pack_(fused)
+            fused.prepare()
+    if why_not_packed() is None:
+        pack_(model)
+    model.rotary_embedding = TabulatedRotary(model.rotary_embedding, model.config.max_len)
     return model
 
 
@@ -179,15 +226,6 @@ def joined(layers: Sequence[nn.Module]) -> nn.Module:
     linear.weight = nn.Parameter(weight, requires_grad=False)
     linear.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return linear
-
-
-def function_of(layer: nn.Module) -> Rowwise:
-    """What a layer does to contiguous rows (N, in), a W8A8 one without looking anything up."""
-    if type(layer) is not W8A8Linear or layer.bias is not None:
-        return layer
-    operator = torch.ops.astrai.w8a8_linear.default
-    weight, scale, handle = layer.weight, layer.weight_scale, layer.handle
-    return lambda rows: operator(rows, weight, scale, handle)
 
 
 def _tensor(layer: nn.Module, name: str) -> Tensor:

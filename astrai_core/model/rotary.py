@@ -48,6 +48,25 @@ class RotaryEmbedding(nn.Module):
         return _yarn(wavelength, self.base, self.scaling)
 
 
+class TabulatedRotary(RotaryEmbedding):
+    """The same cosines and sines, computed once for all positions of a context.
+
+    Args:
+        rotary: computes them.
+        max_len: positions are below it; two tables of max_len x D/2 numbers are kept.
+    """
+
+    def __init__(self, rotary: RotaryEmbedding, max_len: int):
+        super().__init__(rotary.dim, rotary.base, rotary.scaling)
+        # no buffers, which would follow the model to bfloat16
+        self._tables = rotary(torch.arange(max_len))
+
+    def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines, each (N, D/2) float32, of positions (N,)."""
+        cos, sin = self._tables
+        return cos.index_select(0, position_ids), sin.index_select(0, position_ids)
+
+
 def _llama3(frequency: Tensor, scaling: RopeScaling) -> Tensor:
     """Slow the pairs that turn less than low_freq_factor times in the original context."""
     low, high, length = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_len

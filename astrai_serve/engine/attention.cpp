@@ -20,6 +20,8 @@
 #include <optional>
 #include <vector>
 
+#include "quantization/team.h"
+
 using torch::headeronly::BFloat16;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -283,7 +285,7 @@ void run(Step<T> step, const Tensor& k, const std::optional<Tensor>& v, const Te
   products *= step.heads * (step.key_dim + step.value_dim);
   const int64_t grain = 1 + num_items * kProductsPerThread / (products + 1);
   // heads outermost: threads take equal shares although later tiles see more
-  torch::stable::parallel_for(0, num_items, grain, [&](int64_t item, int64_t last) {
+  astrai::share(num_items, grain, [&](int64_t item, int64_t last) {
     for (; item < last; ++item) attend(step, tiles[item % num_tiles], item / num_tiles);
   });
 }

@@ -91,6 +91,8 @@ def _handle_of(layer: nn.Module) -> int:
 class W8A8Linear(_QuantisedLinear):
     """Weights in int8 for each output channel, activations in int8 for each token."""
 
+    scheme = "w8a8"
+
     def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None):
         super().__init__(weight, weight_scale, bias)
         self.in_features = weight.shape[1]
@@ -103,6 +105,8 @@ class W8A8Linear(_QuantisedLinear):
 class Int8Linear(_QuantisedLinear):
     """Weights in int8 for each output channel, activations as they are."""
 
+    scheme = "int8"
+
     def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None):
         super().__init__(weight, weight_scale, bias)
         self.in_features = weight.shape[1]
@@ -113,6 +117,8 @@ class Int8Linear(_QuantisedLinear):
 
 class Int4Linear(_QuantisedLinear):
     """Weights in int4, two in a byte, a scale for each group of inputs; activations as they are."""
+
+    scheme = "int4"
 
     def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None):
         super().__init__(weight, weight_scale, bias)
@@ -138,6 +144,7 @@ class QuantisedEmbedding(_Quantised):
 
     def __init__(self, weight: Tensor, weight_scale: Tensor, *, rounds_inputs: bool):
         super().__init__(weight, weight_scale)
+        self.rounds_inputs = rounds_inputs
         self._handle = _handle_of(self) if rounds_inputs else None
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -187,9 +194,9 @@ def quantize_(model: nn.Module, scheme: Scheme = "w8a8") -> nn.Module:
 
 def scheme_of(model: nn.Module) -> Scheme | None:
     """Return the scheme that a model's layers were quantised by, or None if they were not."""
-    forms = {type(module) for module in model.modules()}
+    found = {getattr(module, "scheme", None) for module in model.modules()}
     # int8 is an output layer's form under int4 too
-    return next((s for s in ("w8a8", "int4", "int8") if _LINEAR[s] in forms), None)
+    return next((scheme for scheme in ("w8a8", "int4", "int8") if scheme in found), None)
 
 
 def quantised_tensors(

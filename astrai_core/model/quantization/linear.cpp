@@ -19,6 +19,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "team.h"
+
 using torch::headeronly::BFloat16;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -240,7 +242,7 @@ void panel(const Rows<Format>& rows, const Weights& w, int64_t n, int64_t o, int
 template <class Format, class T>
 void multiply(const Rows<Format>& rows, const Weights& w, int64_t N, T* out) {
   const int64_t grain = std::max<int64_t>(1, kProductsPerThread / (N * w.inputs));
-  torch::stable::parallel_for(0, w.channels, grain, [&](int64_t begin, int64_t last) {
+  astrai::share(w.channels, grain, [&](int64_t begin, int64_t last) {
     for (int64_t o = begin; o < last; o += kChannels) {
       const int64_t end = std::min(o + kChannels, last);
       int64_t n = 0;
@@ -288,7 +290,7 @@ Tensor linear(const Tensor& x, const Weights& w) {
   Rows<Format>& rows = kept;       // by this name it is the caller's in every thread
   rows.values.resize(N * K), rows.scale.resize(N), rows.excess.resize(N);
   const T* data = x.const_data_ptr<T>();
-  torch::stable::parallel_for(0, N, 1 + kProductsPerThread / (K + 1), [&](int64_t n, int64_t end) {
+  astrai::share(N, 1 + kProductsPerThread / (K + 1), [&](int64_t n, int64_t end) {
     for (; n < end; ++n)
       if constexpr (std::is_same_v<Format, Integers>) {
         rows.scale[n] = quantize(data + n * K, K, rows.values.data() + n * K, &rows.excess[n]);

@@ -24,6 +24,7 @@ _FLAGS = (
     "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
 )  # fmt: skip
 _SECONDS = 300
+_HEADERS = Path(__file__).parents[1]  # found by every source, wherever it lies
 
 
 class NativeError(Exception):
@@ -86,8 +87,8 @@ def _compile(library: Path, source: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         command = [
-            compiler, *_FLAGS, str(source), "-o", str(made), "-isystem", str(root / "include"),
-            f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10",
+            compiler, *_FLAGS, str(source), "-o", str(made), "-I", str(_HEADERS),
+            "-isystem", str(root / "include"), f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10",
         ]  # fmt: skip
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
@@ -103,7 +104,12 @@ def _compile(library: Path, source: Path) -> None:
 def _fingerprint(source: Path) -> str:
     """Names what was compiled: by which source and flags, for which torch and processor."""
     facts = (
-        source.read_text("utf-8"), _FLAGS, os.environ.get("CXX", ""), torch.__version__,
+        source.read_text("utf-8"), _headers(), _FLAGS, os.environ.get("CXX", ""), torch.__version__,
         sorted(torch.cpu.get_capabilities().items()),
     )  # fmt: skip
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _headers() -> list[str]:
+    return [path.read_text("utf-8") for path in sorted(_HEADERS.rglob("*.h"))]
