@@ -1,4 +1,4 @@
-"""Every YAML under configs/ is parsed, built and trained for two steps on data made here."""
+"""Every run under configs/ is parsed, built and trained for two steps on data made here."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,10 @@ from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.cli import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RUNS = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("demo/*.yaml")])
+WHOLE = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("demo/*.yaml"), *CONFIGS.glob("10m/*.yaml")])
+# pieces laid over a whole run, as the comment at their head says
+LAID_OVER = [["seq.yaml", "100m/seq.yaml"], ["seq.yaml", "model/1b.yaml", "1b/seq.yaml"]]
+RUNS = [[file] for file in WHOLE] + [[CONFIGS / name for name in names] for names in LAID_OVER]
 TEXTS = [f"{a} plus {b} is {a + b}. 你好，世界！" for a in range(9) for b in range(9)]
 
 
@@ -42,9 +45,9 @@ def write(file: Path, records: list[dict]) -> None:
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
-def small(file: Path, world: Path, folder: Path) -> list[str]:
-    """The options that make a whole run of ours one of seconds."""
-    content = yaml.safe_load(file.read_text("utf-8"))
+def small(files: list[Path], world: Path, folder: Path) -> list[str]:
+    """The options that make a whole run of ours one of seconds, on this machine."""
+    content = yaml.safe_load(files[0].read_text("utf-8"))
     stage = content["data"]["init_args"]["stage"]
     options = {
         "trainer.default_root_dir": folder,
@@ -66,14 +69,26 @@ def small(file: Path, world: Path, folder: Path) -> list[str]:
     if stage == "grpo":
         options["model.init_args.rollout.max_completion"] = 8
     options["trainer.log_every_n_steps"] = 1
+    if len(files) > 1:
+        options |= {
+            "trainer.devices": 1,
+            "trainer.strategy": "auto",
+            "trainer.precision": "32-true",
+        }
+        options |= {"data.init_args.num_workers": 0, "model.init_args.model.dim_ffn": 64}
+        options |= {"model.init_args.model.n_heads": 4, "model.init_args.model.n_kv_heads": 2}
+        options |= {"model.init_args.model.vocab_size": 300}
     if content["trainer"].get("val_check_interval"):
         options["trainer.val_check_interval"] = 2
     return [f"--{key}={value}" for key, value in options.items()]
 
 
-@pytest.mark.parametrize("file", RUNS, ids=lambda file: str(file.relative_to(CONFIGS)))
-def test_a_whole_run_trains_as_it_is_written(world, tmp_path, file, capsys):
-    main(["fit", "--config", str(file), *small(file, world, tmp_path)])
+@pytest.mark.parametrize(
+    "files", RUNS, ids=lambda files: " ".join(str(file.relative_to(CONFIGS)) for file in files)
+)
+def test_a_whole_run_trains_as_it_is_written(world, tmp_path, files, capsys):
+    given = [f"--config={file}" for file in files]
+    main(["fit", *given, *small(files, world, tmp_path)])
     assert "finished after 2 steps" in capsys.readouterr().out
     AutoModel.from_pretrained(tmp_path / "checkpoints" / "last")
     header = (tmp_path / "metrics.csv").read_text().splitlines()[0]
@@ -94,7 +109,7 @@ def test_a_piece_goes_with_a_whole_run(piece, capsys):
 
 @pytest.mark.parametrize(
     "file",
-    sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("trainer/*.yaml")]),
+    sorted(file for file in CONFIGS.rglob("*.yaml") if file.parent.name != "demo"),
     ids=lambda file: str(file.relative_to(CONFIGS)),
 )
 def test_every_key_is_commented(file):
@@ -102,7 +117,7 @@ def test_every_key_is_commented(file):
     for line in file.read_text("utf-8").splitlines():
         text = line.strip()
         key = text.partition(":")[0].removeprefix("- ")
-        is_section = line[:1].strip() or key in ("init_args", "class_path")
+        is_section = line[:1].strip() or key == "class_path" or text.endswith(":")
         if text and not text.startswith(("#", "- [", '- "')) and not is_section:
             assert above.startswith("#"), f"{key} has no comment"
         above = text
