@@ -6,6 +6,7 @@ is answered at once.
 
 import logging
 import os
+import ssl
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,10 +68,20 @@ class ServeOptions:
     """Origins whose web pages may use the server, separated by commas, as http://localhost:3000."""
     max_body_mb: float = 8.0
     """Largest request read, in MB."""
+    max_prompt_tokens: int | None = None
+    """Longest prompt taken; None leaves the context as the only limit."""
+    max_seconds: float | None = None
+    """Longest time for an answer, waiting included; None sets no limit."""
+    tls_certificate: Path | None = None
+    """Certificate with its chain, in PEM: the server then speaks HTTPS only."""
+    tls_key: Path | None = None
+    """Key of the certificate, in PEM, if it is not in the same file."""
     drain_seconds: float = 10.0
     """After SIGTERM, answers under way may go on for so long."""
     access_log: bool = False
-    """Log the address and status of each request; never its text."""
+    """Log each request: who, what, how long, how many tokens; never its text."""
+    log_format: Literal["text", "json"] = "text"
+    """How the log is written: for people, or an object a line."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -84,6 +95,17 @@ class ServeOptions:
             raise ValueError(f"--max_body_mb must be above 0 and at most 1024: {self.max_body_mb}")
         if not 0 <= self.drain_seconds <= 3600:
             raise ValueError(f"--drain_seconds must be from 0 to 3600, not {self.drain_seconds}")
+        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
+            raise ValueError(f"--max_prompt_tokens must be at least 1: {self.max_prompt_tokens}")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"--max_seconds must be above 0, not {self.max_seconds}")
+        if self.tls_key is not None and self.tls_certificate is None:
+            raise ValueError("--tls_key needs --tls_certificate")
+
+    @property
+    def tls(self) -> tuple[Path, Path | None] | None:
+        """Files of the certificate and its key."""
+        return None if self.tls_certificate is None else (self.tls_certificate, self.tls_key)
 
     @property
     def name(self) -> str:
@@ -148,9 +170,7 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
         from astrai_serve.engine import InferenceEngine
         from astrai_serve.model_source import ModelSource, dtype_name
 
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-        if options.access_log:
-            logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+        _start_log(options)
         source = ModelSource.find(
             options.model,
             options.dtype,
@@ -178,6 +198,9 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
             allowed_hosts=_allowed_hosts(options),
             cors_origins=tuple(_names(options.cors_origins)),
             max_body_bytes=round(options.max_body_mb * 1e6),
+            max_prompt_tokens=options.max_prompt_tokens,
+            max_seconds=options.max_seconds,
+            log_requests=options.access_log,
             defaults=defaults,
         )
         report = _report(options, settings, engine, source, port)
@@ -186,7 +209,7 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
             settings,
             listener,
             drain_seconds=options.drain_seconds,
-            access_log=options.access_log,
+            tls=options.tls,
             on_ready=lambda: print(report, flush=True),
         )
 
@@ -217,9 +240,32 @@ def check_files(options: ServeOptions) -> None:
             )
         if options.random_weights:
             raise ValueError("--adapter and --random_weights contradict each other; leave one out")
+    _check_tls(options)
     text = options.text_folder
     if not options.speaks_bytes and not (text / "tokenizer.json").is_file():
         raise ValueError(f"{text} has no tokenizer.json; --tokenizer names a folder that has one")
+
+
+def _check_tls(options: ServeOptions) -> None:
+    if options.tls is None:
+        return
+    certificate, key = options.tls
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except OSError as error:  # SSLError is one
+        raise ValueError(
+            f"--tls_certificate {certificate} and its key cannot be used: {error}"
+        ) from None
+
+
+def _start_log(options: ServeOptions) -> None:
+    from astrai_serve.api.request_log import JsonFormatter, TextFormatter
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if options.log_format == "json" else TextFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    if options.access_log:
+        logging.getLogger("astrai_serve.requests").setLevel(logging.INFO)
 
 
 def _read_keys(path: Path | None) -> frozenset[str]:
@@ -286,7 +332,7 @@ def _report(
     full = tokens // engine.max_context
     size = tokens * KVStorage.bytes_per_token(source.config, kv_dtype)
     host = f"[{options.host}]" if ":" in options.host else options.host
-    address = f"http://{host}:{port}"
+    address = f"http{'s' * (options.tls is not None)}://{host}:{port}"
     threads = torch.get_num_threads()
     rows = {
         "model": f"{settings.model_name}, {amount(source.num_parameters)} parameters, "

@@ -34,6 +34,12 @@ def check_key(headers: Headers, keys: frozenset[str]) -> None:
         raise AuthenticationError("the API key is not one of this server's")
 
 
+def client_of(headers: Headers, keys: frozenset[str]) -> str:
+    """Return a name for who asks, from which the key cannot be told; "" where there are no keys."""
+    key = presented_key(headers) if keys else None
+    return hashlib.sha256(f"client:{key}".encode()).hexdigest()[:12] if key else ""
+
+
 def cache_salt(headers: Headers, keys: frozenset[str], requested: str | None) -> str:
     """Return what sets this client's cached prefixes apart from those of other keys."""
     key = presented_key(headers) or "" if keys else ""

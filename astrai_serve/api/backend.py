@@ -1,11 +1,12 @@
 """What HTTP asks of an engine, and nothing more: `InferenceEngine`, or a small object in a test."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from astrai_core.generation import SamplingParams
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_serve.engine import TaskStream
+from astrai_serve.engine.statistics import Statistics
 
 
 class Engine(Protocol):
@@ -27,6 +28,24 @@ class Engine(Protocol):
         ...
 
     @property
+    def num_open(self) -> int:
+        """Tasks that run and wait."""
+        ...
+
+    @property
+    def statistics(self) -> Statistics:
+        """Durations, lengths and speeds since the start."""
+        ...
+
+    def stats(self) -> Mapping[str, int | float]:
+        """Counts since the start, and how things stand."""
+        ...
+
+    def seconds_of_work(self) -> float | None:
+        """How long the tasks there are will take; None before speeds are known."""
+        ...
+
+    @property
     def healthy(self) -> bool:
         """Whether tasks are taken and steps come to an end."""
         ...
@@ -42,6 +61,8 @@ class Engine(Protocol):
         *,
         cache_salt: str = "",
         sample_index: int = 0,
+        client: str = "",
+        is_bulk: bool = False,
     ) -> TaskStream:
         """Start a task; raises `EngineError` when it is not taken."""
         ...

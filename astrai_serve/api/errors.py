@@ -33,9 +33,10 @@ class ApiError(Exception):
     ├── MethodNotAllowedError     405  the address takes another method
     ├── BodyTooLargeError         413
     ├── MediaTypeError            415  not JSON
-    ├── BusyError                 429  the queue is full; with a time to come back
+    ├── BusyError                 429  too much work waits; with a time to come back
     ├── InternalError             500  our fault
-    └── UnavailableError          503  shutting down
+    ├── UnavailableError          503  shutting down
+    └── TimeLimitError            504  the answer took longer than this server allows
 
     Args:
         message: one line that names the parameter, the value and the way out.
@@ -111,11 +112,25 @@ class NotFoundError(ApiError):
 
 
 class MethodNotAllowedError(ApiError):
-    """The address exists and takes another method."""
+    """The address exists and takes another method.
+
+    Args:
+        message: one line.
+        allow: headers that name the methods it takes.
+    """
 
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+    def __init__(self, message: str, allow: Mapping[str, str] | None = None):
+        super().__init__(message)
+        self.allow = dict(allow or {})
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Name the methods, as the status demands."""
+        return self.allow
 
 
 class BodyTooLargeError(ApiError):
@@ -135,7 +150,7 @@ class MediaTypeError(ApiError):
 
 
 class BusyError(ApiError):
-    """Too many requests are waiting."""
+    """Too many requests are waiting, or the answer would come later than the client waits."""
 
     status = 429
     type = "rate_limit_error"
@@ -158,6 +173,18 @@ class UnavailableError(ApiError):
 
     status = 503
     code = "shutting_down"
+
+
+class TimeLimitError(ApiError):
+    """The answer took longer than any may; trying again would take as long."""
+
+    status = 504
+    code = "time_limit"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Keeps clients from trying again."""
+        return {"x-should-retry": "false"}
 
 
 def from_validation(error: ValidationError, data: object) -> InvalidRequestError:

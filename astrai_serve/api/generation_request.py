@@ -16,8 +16,8 @@ from astrai_serve.api.errors import (
     ContextLengthError,
     InternalError,
     InvalidRequestError,
-    UnavailableError,
 )
+from astrai_serve.api.retry import retry_seconds
 from astrai_serve.engine import (
     EngineClosedError,
     QueueFullError,
@@ -26,7 +26,6 @@ from astrai_serve.engine import (
     TaskStream,
 )
 
-_RETRY_SECONDS = 2
 _WAITING_EVENTS = 16  # beyond these a slow reader's events are merged in the TaskStream
 
 
@@ -40,6 +39,10 @@ class GenerationRequest:
     stream: bool = False
     cache_salt: str = ""
     """Prefixes are shared only among requests of the same salt."""
+    client: str = ""
+    """Whose request it is; clients get their turns fairly."""
+    is_bulk: bool = False
+    """Nobody waits for it in front of a screen: chat turns may pass it."""
 
     echo: bool = False
     """Give the prompt back before the answer."""
@@ -91,6 +94,8 @@ class GenerationRequest:
                     self.params,
                     cache_salt=self.cache_salt,
                     sample_index=choice % self.n,
+                    client=self.client,
+                    is_bulk=self.is_bulk,
                 )
                 streams.append(stream)
         except (RefusedError, QueueFullError, EngineClosedError) as error:
@@ -112,7 +117,7 @@ class GenerationRequest:
                     return ContextLengthError(str(error))
                 return InvalidRequestError(str(error), param=str(error).partition(" ")[0])
             case QueueFullError():
-                return BusyError(str(error), retry_after=_RETRY_SECONDS)
+                return BusyError(str(error), retry_after=retry_seconds(engine))
             case EngineClosedError():
                 return InternalError(str(error), code="engine_closed")
 
@@ -148,7 +153,7 @@ class Generation:
         """Return the next event and the choice it belongs to.
 
         Raises:
-            UnavailableError: the generation was interrupted.
+            ApiError: the generation was interrupted.
         """
         if self._num_open == 0:
             raise StopAsyncIteration
@@ -159,12 +164,17 @@ class Generation:
             self._num_open -= 1
         return news
 
-    def interrupt(self, reason: str) -> None:
+    @property
+    def is_over(self) -> bool:
+        """Whether the reader has heard of the end of every task."""
+        return self._num_open == 0
+
+    def interrupt(self, error: ApiError) -> None:
         """Cancel, and let the reader hear of it now and not when the engine has come round."""
         self.cancel()
         while not self._news.empty():
             self._news.get_nowait()
-        self._news.put_nowait(UnavailableError(reason))
+        self._news.put_nowait(error)
 
     def cancel(self) -> None:
         """End all tasks and free what they hold; does nothing to those that have ended."""

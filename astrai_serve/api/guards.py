@@ -15,13 +15,16 @@ from astrai_serve.api.auth import check_key
 from astrai_serve.api.errors import ApiError, BodyTooLargeError, ForbiddenError, MediaTypeError
 from astrai_serve.api.settings import ServerSettings
 
-_OPEN_PATHS = frozenset({"/", "/health"})
+_OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 _OPEN_PREFIX = "/web/"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestIds:
-    """Gives each response the request's `x-request-id`, or a fresh one."""
+    """Gives each response the request's `x-request-id`, or a fresh one.
+
+    Anthropic's clients read it from `request-id`.
+    """
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -33,10 +36,12 @@ class RequestIds:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = headers["request-id"] = request_id
             await send(message)
 
         await self.app(scope, receive, send_with_id)
@@ -52,7 +57,7 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, settings: ServerSettings, refuse: Callable[[ApiError], Response]
+        self, app: ASGIApp, settings: ServerSettings, refuse: Callable[[ApiError, Scope], Response]
     ):
         self.app = app
         self.settings = settings
@@ -71,7 +76,7 @@ class Guard:
                 check_key(headers, self.settings.api_keys)
             self._check_body(scope["method"], headers)
         except ApiError as error:
-            await self.refuse(error)(scope, receive, send)
+            await self.refuse(error, scope)(scope, receive, send)
             return
         await self.app(scope, self._limited(receive), send)
 

@@ -224,7 +224,9 @@ class ChatHandler(OpenAIHandler):
 
 
 class CompletionHandler(OpenAIHandler):
-    """POST /v1/completions."""
+    """POST /v1/completions, which nobody chats by: scripts do."""
+
+    is_bulk = True
 
     id_prefix = "cmpl"
     object_name = "text_completion"

@@ -10,22 +10,24 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio.to_thread
 from pydantic_core import from_json
+from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
 from astrai_core.generation import FinishReason
 from astrai_core.tokenizer import AutoTokenizer
-from astrai_serve.api.auth import cache_salt
+from astrai_serve.api.admission import check_patience, check_prompt
+from astrai_serve.api.auth import cache_salt, client_of
 from astrai_serve.api.backend import Engine
 from astrai_serve.api.errors import ApiError, InternalError, InvalidRequestError, UnavailableError
 from astrai_serve.api.generation_request import Generation, GenerationRequest
 from astrai_serve.api.settings import ServerSettings
 from astrai_serve.api.shutdown import Shutdown
-from astrai_serve.api.sse import EventStream, to_json
+from astrai_serve.api.sse import EventStream, comment, to_json
 from astrai_serve.engine import Finish, TaskEvent, TokenLogprob
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class Choice:
     num_tokens: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+    num_cached_tokens: int | None = None
     finish: Finish | None = None
 
     @property
@@ -88,6 +91,8 @@ class StreamContext:
         choice.logprobs += event.logprobs
         choice.prompt_logprobs += event.prompt_logprobs
         choice.finish = event.finish
+        if event.num_cached_tokens is not None:
+            choice.num_cached_tokens = event.num_cached_tokens
         if self.first_token is None and event.token_ids:
             self.first_token = time.perf_counter()
         if event.finish is not None:
@@ -100,12 +105,25 @@ class StreamContext:
 
     @property
     def num_cached_tokens(self) -> int:
-        """Prompt tokens that no answer had to compute, as far as answers have ended."""
-        ended = [
-            [choice.finish.num_cached_tokens for choice in samples if choice.finish is not None]
+        """Prompt tokens that no answer had to compute, as far as answers have begun."""
+        begun = [
+            [choice.num_cached_tokens for choice in samples if choice.num_cached_tokens is not None]
             for samples in _groups(self.choices, self.request.n)
         ]
-        return sum(min(cached, default=0) for cached in ended)
+        return sum(min(cached, default=0) for cached in begun)
+
+    def counts(self) -> dict[str, object]:
+        """What the log tells of the request."""
+        first = None if self.first_token is None else round(self.first_token - self.submitted, 4)
+        ends = [choice.finish.reason if choice.finish else "none" for choice in self.choices]
+        return {
+            "stream": self.request.stream,
+            "prompt_tokens": self.request.num_prompt_tokens,
+            "cached_tokens": self.num_cached_tokens,
+            "output_tokens": self.num_output_tokens,
+            "first_token_seconds": first,
+            "finish": ",".join(sorted(set(ends))),
+        }
 
     def timings(self) -> dict[str, object]:
         """Where the time went; the words are those of llama.cpp's server."""
@@ -129,6 +147,8 @@ class StreamContext:
 class ProtocolHandler(ABC):
     """Answers requests of one protocol at one address.
 
+    `is_bulk` says whether chat turns may pass its requests.
+
     Args:
         engine: generates.
         tokenizer: the engine's.
@@ -136,6 +156,8 @@ class ProtocolHandler(ABC):
         shutdown: is told what is under way.
         limiter: how many bodies are parsed at once beside the event loop.
     """
+
+    is_bulk = False
 
     def __init__(
         self,
@@ -185,6 +207,10 @@ class ProtocolHandler(ABC):
     def format_response(self, context: StreamContext) -> Mapping[str, object]:
         """The body of an answer in one piece."""
 
+    def ping(self) -> ServerSentEvent:
+        """The sign of life of a silent stream; clients take a comment for nothing."""
+        return comment()
+
     async def handle(self, request: Request) -> Response:
         """Answer a request.
 
@@ -199,6 +225,7 @@ class ProtocolHandler(ABC):
             context = await anyio.to_thread.run_sync(
                 self._read, body, request, limiter=self.limiter
             )
+        check_prompt(context.request, self.settings)
         if context.request.params.structure is None:
             context.request.prepare(self.engine)
         else:
@@ -206,24 +233,36 @@ class ProtocolHandler(ABC):
                 context.request.prepare, self.engine, limiter=self.limiter
             )
         self.shutdown.check()
+        check_patience(context.request, self.engine, request.headers)
         context.submitted = time.perf_counter()
         generation = context.request.submit(self.engine)
         self.shutdown.add(generation)
         if context.request.stream:
             return EventStream(
                 self._stream(context, generation),
-                on_close=lambda: self.shutdown.remove(generation),
+                on_close=lambda: self._close(context, generation, request),
                 ping_seconds=self.settings.ping_seconds,
+                ping=self.ping,
             )
         try:
             return await self._collect(context, generation, request)
         finally:
-            self.shutdown.remove(generation)
+            self._close(context, generation, request)
+
+    def _close(self, context: StreamContext, generation: Generation, request: Request) -> None:
+        self.shutdown.remove(generation)
+        request.scope.get("state", {}).get("log", {}).update(context.counts())
 
     def _read(self, body: bytes, request: Request) -> StreamContext:
-        data = _parse(body)
+        data = parse_object(body)
         salt = cache_salt(request.headers, self.settings.api_keys, self.salt_of(data))
-        return self.read(data, salt)
+        context = self.read(data, salt)
+        context.request = replace(
+            context.request,
+            client=client_of(request.headers, self.settings.api_keys),
+            is_bulk=context.request.is_bulk or self.is_bulk,
+        )
+        return context
 
     async def _stream(self, context: StreamContext, generation: Generation) -> AsyncIterator[bytes]:
         try:
@@ -269,7 +308,12 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def _parse(body: bytes) -> dict[str, object]:
+def parse_object(body: bytes) -> dict[str, object]:
+    """Read a body.
+
+    Raises:
+        InvalidRequestError: it is not a JSON object.
+    """
     try:
         data = from_json(body, allow_inf_nan=False)
     except ValueError as error:

@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -106,7 +107,7 @@ def run_server(
     listener: socket.socket,
     *,
     drain_seconds: float = 10.0,
-    access_log: bool = False,
+    tls: tuple[Path, Path | None] | None = None,
     on_ready: Callable[[], None] | None = None,
 ) -> None:
     """Serve until a signal comes, then close the engine.
@@ -116,14 +117,17 @@ def run_server(
         settings: names, limits and who may ask.
         listener: a bound socket.
         drain_seconds: after SIGTERM, answers under way may go on for so long.
-        access_log: log each request's address and status.
+        tls: files of a certificate with its chain, and of its key, in PEM.
         on_ready: called when clients can connect.
     """
-    shutdown = Shutdown()
+    shutdown = Shutdown(settings.max_seconds)
+    certificate, key = tls or (None, None)
     config = uvicorn.Config(
         create_app(engine, settings, shutdown),
         log_config=None,
-        access_log=access_log,
+        access_log=False,  # RequestLog tells more
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
         server_header=False,
         ws="none",
         # more than the patience of the clients, so that they and not we close idle connections

@@ -1,18 +1,29 @@
-"""How the server stops: no new work, time for the work at hand, a word to those who still wait."""
+"""The generations under way: how they are counted, limited in time, and ended with the server."""
 
-from astrai_serve.api.errors import UnavailableError
+import asyncio
+
+from astrai_serve.api.errors import ApiError, TimeLimitError, UnavailableError
 from astrai_serve.api.generation_request import Generation
+from astrai_serve.api.metrics import Counter
 
 _MESSAGE = "the server is shutting down"
+DISCONNECT, SHUTDOWN, TIME_LIMIT = "disconnect", "shutdown", "time_limit"
 
 
 class Shutdown:
-    """Knows the generations under way, and whether new ones may begin. Lives on the event loop."""
+    """Knows the generations under way, and whether new ones may begin. Lives on the event loop.
 
-    def __init__(self) -> None:
+    Args:
+        max_seconds: after so long a generation is ended; None sets no limit.
+    """
+
+    def __init__(self, max_seconds: float | None = None) -> None:
+        self.max_seconds = max_seconds
         self.draining = False
         self.interrupted = False
-        self._open: set[Generation] = set()
+        self.num_cancelled = Counter((DISCONNECT, SHUTDOWN, TIME_LIMIT))
+        """Generations that did not end by themselves, by the reason."""
+        self._open: dict[Generation, asyncio.TimerHandle | None] = {}
 
     def check(self) -> None:
         """Refuse work that would begin now.
@@ -29,13 +40,21 @@ class Shutdown:
         return len(self._open)
 
     def add(self, generation: Generation) -> None:
-        """Count a generation as under way."""
-        self._open.add(generation)
+        """Count a generation as under way, from now on for so many seconds."""
+        timer = None
+        if self.max_seconds is not None:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(self.max_seconds, self._time_out, generation)
+        self._open[generation] = timer
 
     def remove(self, generation: Generation) -> None:
         """Cancel a generation, should it not have ended, and forget it."""
+        if not generation.is_over:
+            self.num_cancelled.add(DISCONNECT)
         generation.cancel()
-        self._open.discard(generation)
+        timer = self._open.pop(generation, None)
+        if timer is not None:
+            timer.cancel()
 
     def drain(self) -> None:
         """Take no new work."""
@@ -45,4 +64,16 @@ class Shutdown:
         """Take no new work and end the open generations, each with an error its client reads."""
         self.draining = self.interrupted = True
         for generation in self._open:
-            generation.interrupt(_MESSAGE)
+            self._end(generation, UnavailableError(_MESSAGE), SHUTDOWN)
+
+    def _time_out(self, generation: Generation) -> None:
+        error = TimeLimitError(
+            f"the answer took longer than the {self.max_seconds:g} s this server gives to any; "
+            "ask for fewer tokens"
+        )
+        self._end(generation, error, TIME_LIMIT)
+
+    def _end(self, generation: Generation, error: ApiError, reason: str) -> None:
+        if not generation.is_over:
+            self.num_cancelled.add(reason)
+            generation.interrupt(error)

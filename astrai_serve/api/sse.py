@@ -43,7 +43,9 @@ class EventStream(EventSourceResponse):
         events: encoded events, each with its blank line.
         on_close: called once at the end, also when the client left before the first event, where
             an iterator that never ran has no `finally` to rely on.
-        ping_seconds: a comment is sent so often, to keep the connection through a long prefill.
+        ping_seconds: a sign of life is sent so often, to keep the connection through a long
+            prefill.
+        ping: makes the sign.
     """
 
     def __init__(
@@ -52,11 +54,12 @@ class EventStream(EventSourceResponse):
         *,
         on_close: Callable[[], None],
         ping_seconds: float,
+        ping: Callable[[], ServerSentEvent],
     ):
         super().__init__(
             events,
             ping=ping_seconds,
-            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+            ping_message_factory=ping,
             sep="\n",
             send_timeout=SEND_SECONDS,
         )
@@ -70,6 +73,11 @@ class EventStream(EventSourceResponse):
             logger.warning("a client took no byte for %.0f s and is cut off", SEND_SECONDS)
         finally:
             self._on_close()
+
+
+def comment() -> ServerSentEvent:
+    """A line that every reader of server-sent events skips."""
+    return ServerSentEvent(comment="ping", sep="\n")
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -93,6 +93,8 @@ class TaskEvent:
     """One for each of `token_ids` if the task asked for them, else empty."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """Of the prompt's tokens but the first, with the first token, if the task asked for them."""
+    num_cached_tokens: int | None = None
+    """Prompt tokens found in the prefix cache; told with the first token."""
     finish: Finish | None = None
 
     def __add__(self, later: "TaskEvent") -> "TaskEvent":
@@ -103,6 +105,9 @@ class TaskEvent:
             token_ids=self.token_ids + later.token_ids,
             logprobs=self.logprobs + later.logprobs,
             prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
+            num_cached_tokens=(
+                later.num_cached_tokens if self.num_cached_tokens is None else self.num_cached_tokens
+            ),
             finish=later.finish,
         )
 
