@@ -10,6 +10,7 @@ from torch import Tensor
 from astrai_core.generation import Completion, FinishReason, GenerationEngine
 from astrai_core.model import Transformer
 from astrai_core.tokenizer import AutoTokenizer
+from astrai_train.policy_copy import PolicyCopy
 from astrai_train.rewards import RewardFunction, judge, reward_names, weighted_sum
 
 EngineFactory = Callable[[Transformer], GenerationEngine]
@@ -62,6 +63,7 @@ class Actor:
     ) -> None:
         self._factory = factory
         self._engine: GenerationEngine | None = None
+        self._copy: PolicyCopy | None = None
         self._rewards = rewards
         self._weights = weights
         self.reward_names = reward_names(rewards)
@@ -74,10 +76,10 @@ class Actor:
         columns: Sequence[Mapping[str, Any]],
         complete: Callable[[GenerationEngine], list[Completion]],
     ) -> Answers:
-        """Answer prompts in evaluation mode and judge the answers.
+        """Answer prompts and judge the answers.
 
         Args:
-            model: the policy; the engine reads its tensors in place.
+            model: the policy.
             tokenizer: turns completions into text.
             columns: the record of each prompt; a prompt answered several times has it as often.
             complete: asks the engine.
@@ -85,18 +87,18 @@ class Actor:
         Raises:
             ValueError: a prompt leaves no room for an answer.
         """
-        if self._engine is None:
-            self._engine = self._factory(model)
+        if self._engine is None or self._copy is None:
+            self._copy = PolicyCopy(model)
+            self._engine = self._factory(self._copy.model)
+        else:
+            self._copy.follow(model)
         before = dict(self._engine.stats())
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
         try:
-            completions = complete(self._engine)
+            # the copy is in the right type already
+            with torch.autocast(model.device.type, enabled=False):
+                completions = complete(self._engine)
         except ValueError as error:
             raise ValueError(f"a prompt cannot be answered: {error}") from error
-        finally:
-            for module, training in modes:
-                module.training = training
         after = self._engine.stats()
         if completions and after["num_steps"] == before["num_steps"]:
             raise RuntimeError("the engine has answered without a step")
@@ -122,7 +124,7 @@ class Actor:
         """Free the engine's cache; a later answer makes another one."""
         if self._engine is not None:
             self._engine.close()
-        self._engine = None
+        self._engine = self._copy = None
 
 
 def _text(tokenizer: AutoTokenizer, ids: Sequence[int]) -> str:

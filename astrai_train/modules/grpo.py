@@ -1,7 +1,7 @@
 """Learning from rewards: answers to one prompt, compared with each other.
 
 Online, a batch of prompts is a rollout: every prompt is answered several times by the policy that
-is trained, all at once, by an engine over the very same tensors. The rollout is then trained in
+is trained, all at once, by an engine over its very weights. The rollout is then trained in
 `micro_batches` pieces, `updates` times over, and each piece is one call of `training_step`; so the
 loader hands each batch of prompts out that many times. A checkpoint between two optimizer steps
 of one rollout keeps it.
@@ -50,7 +50,7 @@ class GRPOModule(LMModule):
     """Learns what earns more reward than the other answers to the same prompt.
 
     Args:
-        engine: What answers prompts, over the weights that are trained; null for stored responses.
+        engine: What answers prompts, with the weights that are trained; null for stored responses.
         rewards: Functions that judge completions, by import path.
         reward_weights: A weight for each of them; null weighs each 1.
         rollout: How completions are sampled.
