@@ -97,6 +97,8 @@ class SamplingParams:
     """None: none; k: the log-probability of each chosen token and of the k most likely ones."""
     prompt_logprobs: int | None = None
     """The same for each token of the prompt but the first; such a prompt is computed whole."""
+    control_texts: tuple[tuple[int, str], ...] = ()
+    """What these control tokens are written as in the text; others have no text."""
     structure: Structure | None = None
     """The form the completion must have: other tokens cannot be chosen. The model's stop tokens can
     where the form is complete, and end it; `min_tokens` and `ignore_eos` only put that off."""
@@ -140,6 +142,9 @@ class SamplingParams:
         are_biases = biases is not None and all(map(_is_bias, biases))
         self._require("logit_bias", are_biases, "a tuple of pairs of a token id and a number")
         object.__setattr__(self, "logit_bias", tuple(map(tuple, self.logit_bias)))
+        texts = _items(self.control_texts)
+        are_texts = texts is not None and all(map(_is_named, texts))
+        self._require("control_texts", are_texts, "a tuple of pairs of a token id and its text")
         self._require("ignore_eos", _is_a(self.ignore_eos, bool), "True or False")
         is_structure = self.structure is None or _is_a(self.structure, Structure)
         self._require("structure", is_structure, "a Structure")
@@ -183,6 +188,11 @@ def _is_number(value: object) -> bool:
 def _is_bias(value: object) -> bool:
     pair = _items(value)
     return pair is not None and len(pair) == 2 and _is_integer(pair[0]) and _is_number(pair[1])
+
+
+def _is_named(value: object) -> bool:
+    pair = _items(value)
+    return pair is not None and len(pair) == 2 and _is_integer(pair[0]) and _is_a(pair[1], str)
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:

@@ -211,7 +211,8 @@ class EngineCore:
         """Queue a task made by `new_task`."""
         self._tasks[task.task_id] = task
         if self._token_bytes is not None:
-            self._detokenizers[task.task_id] = Detokenizer(self._token_bytes, task.params.stop)
+            spell = _speller(self._token_bytes, task.params.control_texts)
+            self._detokenizers[task.task_id] = Detokenizer(spell, task.params.stop)
         self.scheduler.add(task)
         self.num_prompt_tokens += task.num_prompt_tokens
 
@@ -316,6 +317,7 @@ class EngineCore:
             token_ids=(sample.token_id,),
             logprobs=() if sample.logprob is None else (sample.logprob,),
             prompt_logprobs=tuple(task.prompt_logprobs) if task.num_output_tokens == 1 else (),
+            num_cached_tokens=task.num_cached_tokens if task.num_output_tokens == 1 else None,
         )
         return event if finish is None else event + self._end(task, finish)
 
@@ -357,3 +359,17 @@ class EngineCore:
         assert known == self._tasks.keys(), f"scheduled {known}, known {self._tasks.keys()}"
         if not known:
             self.check_idle()
+
+
+def _speller(
+    token_bytes: Callable[[int], bytes], control_texts: Sequence[tuple[int, str]]
+) -> Callable[[int], bytes]:
+    """The bytes of tokens, control tokens among them that are to be written out."""
+    if not control_texts:
+        return token_bytes
+    written = {token_id: text.encode() for token_id, text in control_texts}
+
+    def spell(token_id: int) -> bytes:
+        return written[token_id] if token_id in written else token_bytes(token_id)
+
+    return spell
