@@ -78,6 +78,32 @@ Tensor gated(Tensor x) {
   return out;
 }
 
+// Heads (N, H, D), each or each of its channels times the sigmoid of its gate (N, H) or (N, H D).
+// torch's sigmoid rounds a number by its place in the tensor.
+Tensor gate_heads(Tensor heads, Tensor gates) {
+  const int64_t N = heads.size(0), H = heads.size(1), D = heads.size(2);
+  const int64_t per_head = gates.numel() / std::max<int64_t>(1, N * H);
+  STD_TORCH_CHECK(gates.numel() == N * H * per_head && (per_head == 1 || per_head == D),
+                  "gates must be one for each head or one for each of its channels");
+  Tensor out = empty({N, H, D}, heads.scalar_type());
+  for_type(heads, [&]<class T>(T*) {
+    const T* from = heads.const_data_ptr<T>();
+    T* to = out.mutable_data_ptr<T>();
+    for_type(gates, [&]<class G>(G*) {
+      const G* gate = gates.const_data_ptr<G>();
+      for_rows(N * H, D, [&](int64_t n) {
+        for (int64_t d = 0; d < D; ++d) {
+          const float g = static_cast<float>(gate[n * per_head + (per_head == 1 ? 0 : d)]);
+          const float e = exponential(g < 0 ? g : -g);
+          const float open = (g < 0 ? e : 1.0f) / (1.0f + e);
+          to[n * D + d] = static_cast<T>(static_cast<float>(from[n * D + d]) * open);
+        }
+      });
+    });
+  });
+  return out;
+}
+
 // Rows (q | k | v) to heads, queries and keys normed and rotated.
 std::tuple<Tensor, Tensor, Tensor> heads(Tensor x, std::optional<Tensor> q_weight,
                                          std::optional<Tensor> k_weight, Tensor cos, Tensor sin,
@@ -114,6 +140,7 @@ std::tuple<Tensor, Tensor, Tensor> heads(Tensor x, std::optional<Tensor> q_weigh
 STABLE_TORCH_LIBRARY(astrai_fusion, library) {
   library.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   library.def("gated(Tensor x) -> Tensor");
+  library.def("gate_heads(Tensor heads, Tensor gates) -> Tensor");
   library.def(
       "heads(Tensor x, Tensor? q_weight, Tensor? k_weight, Tensor cos, Tensor sin, int num_heads, "
       "int num_kv_heads, float eps, bool interleaved) -> (Tensor, Tensor, Tensor)");
@@ -121,5 +148,6 @@ STABLE_TORCH_LIBRARY(astrai_fusion, library) {
 STABLE_TORCH_LIBRARY_IMPL(astrai_fusion, CPU, library) {
   library.impl("rms_norm", TORCH_BOX(&rms_norm));
   library.impl("gated", TORCH_BOX(&gated));
+  library.impl("gate_heads", TORCH_BOX(&gate_heads));
   library.impl("heads", TORCH_BOX(&heads));
 }

@@ -22,7 +22,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from astrai_core.model.attention import GQA, Rotation, apply_gate
+from astrai_core.model.attention import GQA, Rotation
 from astrai_core.model.attention_context import AttentionContext
 from astrai_core.model.feed_forward import MLP
 from astrai_core.model.layers import Linear, RMSNorm
@@ -82,7 +82,7 @@ class FusedGQA(nn.Module):
             self.layer, q, k, v, scale=self.head_dim**-0.5, window=self.window
         )  # (N, H, D)
         if self.gate_proj is not None:
-            out = apply_gate(out, self.gate_proj(x))
+            out = torch.ops.astrai_fusion.gate_heads(out, self.gate_proj(x))
         return self.o_proj(out.flatten(1))
 
     def packed(self, norm: FusedRMSNorm) -> Callable[[Tensor, Tensor, Tensor], list[Tensor]]:
