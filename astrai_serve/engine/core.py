@@ -151,6 +151,7 @@ class EngineCore:
         sample_index: int = 0,
         client: str = "",
         is_bulk: bool = False,
+        matcher: Matcher | None = None,
     ) -> Task:
         """Make a task that is sure to fit; reads only what never changes, so any thread may.
 
@@ -162,6 +163,7 @@ class EngineCore:
             sample_index: which of several samples of one request, for other draws of one seed.
             client: whose task it is; clients get their turns fairly.
             is_bulk: nobody waits for it in front of a screen.
+            matcher: what `matcher_of` made of the parameters; None makes one here.
 
         Raises:
             RefusedError: the task can never run; the message says why, and the way out.
@@ -204,7 +206,7 @@ class EngineCore:
             is_bulk=is_bulk,
             arrived_at=time.perf_counter(),
             stop_ids=stop_ids if params.ignore_eos else stop_ids | self.model_stop_ids,
-            matcher=self.matcher_of(params),
+            matcher=matcher or self.matcher_of(params),
         )
 
     def add(self, task: Task) -> None:

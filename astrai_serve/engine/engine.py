@@ -5,10 +5,12 @@ nothing to do; events go out into one bounded `TaskStream` per task. Whatever ha
 ends with exactly one terminal event.
 """
 
+import asyncio
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 
@@ -159,10 +161,7 @@ class InferenceEngine(GenerationEngine):
             RefusedError: a prompt can never run.
             GenerationFailedError: an error ended one of the tasks.
         """
-        streams: list[TaskStream] = []
-        try:
-            for prompt_ids, one in zip(prompts, each_params(params, len(prompts)), strict=True):
-                streams.append(self._submit(prompt_ids, one, is_limited=False))
+        with self._submitted(prompts, each_params(params, len(prompts))) as streams:
             completions: list[Completion] = []
             for stream in streams:
                 parts = CompletionParts()
@@ -172,9 +171,6 @@ class InferenceEngine(GenerationEngine):
                     parts.add(event)
                 completions.append(parts.completion())
             return completions
-        finally:
-            for stream in streams:
-                stream.cancel()
 
     async def generate_async(
         self,
@@ -189,10 +185,11 @@ class InferenceEngine(GenerationEngine):
             RefusedError: a prompt can never run.
             GenerationFailedError: an error ended one of the tasks.
         """
-        streams: list[TaskStream] = []
-        try:
-            for prompt_ids, one in zip(prompts, each_params(params, len(prompts)), strict=True):
-                streams.append(self._submit(prompt_ids, one, is_limited=False))
+        each = each_params(params, len(prompts))
+        for one in each:
+            if one.structure is not None:  # what is compiled here is not compiled below
+                await asyncio.to_thread(self.prepare, one)
+        with self._submitted(prompts, each) as streams:
             completions: list[Completion] = []
             for stream in streams:
                 parts = CompletionParts()
@@ -200,9 +197,6 @@ class InferenceEngine(GenerationEngine):
                     parts.add(event)
                 completions.append(parts.completion())
             return completions
-        finally:
-            for stream in streams:
-                stream.cancel()
 
     def update_weights(self) -> None:
         """Forget all cached keys and values; running tasks go on under the new weights.
@@ -253,6 +247,20 @@ class InferenceEngine(GenerationEngine):
         if self._thread.is_alive():
             logger.warning("the engine's last step is still running after %g s", timeout)
 
+    @contextlib.contextmanager
+    def _submitted(
+        self, prompts: Sequence[Sequence[int]], each: Sequence[SamplingParams]
+    ) -> Iterator[list[TaskStream]]:
+        """Tasks for the prompts, all of which end with the block, whatever ends it."""
+        streams: list[TaskStream] = []
+        try:
+            for prompt_ids, params in zip(prompts, each, strict=True):
+                streams.append(self._submit(prompt_ids, params, is_limited=False))
+            yield streams
+        finally:
+            for stream in streams:
+                stream.cancel()
+
     def _submit(
         self,
         prompt_ids: Sequence[int],
@@ -265,7 +273,7 @@ class InferenceEngine(GenerationEngine):
         is_bulk: bool = False,
     ) -> TaskStream:
         most = self.max_tasks
-        self.prepare(params)  # without the lock: it may take seconds
+        matcher = self._core.matcher_of(params)  # without the lock: it may take seconds
         with self._lock:
             if self._refusal is not None:
                 raise EngineClosedError(self._refusal)
@@ -282,6 +290,7 @@ class InferenceEngine(GenerationEngine):
                 sample_index=sample_index,
                 client=client,
                 is_bulk=is_bulk,
+                matcher=matcher,
             )
             self._num_tasks += 1
             stream = TaskStream(task_id, len(prompt_ids), lambda: self._cancel(task_id))

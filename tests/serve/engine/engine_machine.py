@@ -1,7 +1,7 @@
 """The whole bookkeeping under random use: what may happen, and what must hold after each act."""
 
 from collections import Counter
-from itertools import pairwise
+from itertools import combinations
 from typing import ClassVar
 
 from hypothesis import note
@@ -71,6 +71,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.tasks = []
         self.events = {}
         self.wanted = {}
+        self.draws = {}
         self.spoilt = False  # the next token cannot be spelled
 
     def token_bytes(self, token_id):
@@ -115,6 +116,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.tasks.append(task)
         self.events[task_id] = []
         self.wanted[task_id] = list(prompt)
+        self.draws[task_id] = (params.seed, sample_index)
+        self.model.salts[task_id] = salt
         self.core.add(task)
 
     @rule(number=st.integers(0, 30), more=st.integers(0, 2), seed=st.integers(0, 2))
@@ -204,8 +207,8 @@ class EngineMachine(RuleBasedStateMachine):
             values = values_of(self.model.weights, context) if event.token_ids else []
             for token_id in event.token_ids:
                 is_allowed = len(context) - len(task.prompt_ids) >= task.params.min_tokens
-                draw = (task.params.seed, task.sample_index)
-                assert token_id == choose(values, draw, is_allowed), f"task {task_id}"
+                wanted = choose(values, self.draws[task_id], is_allowed)
+                assert token_id == wanted, f"task {task_id} says what the model does not"
                 if task.params.logprobs is not None:
                     assert [one.logprob for one in event.logprobs] == [opinion(values, token_id)]
                 context.append(token_id)
@@ -283,12 +286,11 @@ class EngineMachine(RuleBasedStateMachine):
         for page in range(kv.pool.num_pages):
             if kv.prefix.has_page(page):
                 self.model.check_findable(page)
-        tables = [(task, kv.page_table(task)) for task in scheduler.running]
-        for (one, table), (other, others) in pairwise(tables):
-            shared = set(table) & set(others)
-            assert not shared or one.cache_salt == other.cache_salt, "strangers share pages"
-            if shared and one.sample_index != other.sample_index:
-                self.seen["samples that share pages"] += 1
+        for one, other in combinations(scheduler.running, 2):
+            if set(kv.page_table(one)) & set(kv.page_table(other)):
+                salts = [self.model.salts[task.task_id] for task in (one, other)]
+                assert salts[0] == salts[1], "strangers share pages"
+                self.seen["samples that share pages"] += one.sample_index != other.sample_index
 
     def teardown(self):
         if not hasattr(self, "core"):

@@ -68,6 +68,8 @@ class PagedHash:
         """The next step ends in an error."""
         self.spoils = False
         """The next step has an error in place of a token."""
+        self.salts = {}
+        """By task id, as they were asked for, whatever the engine made of them."""
         self.complaints = []
         """What was wrong, for the engine takes errors of the model for the model's own."""
 
@@ -102,7 +104,7 @@ class PagedHash:
         slot, task = self.slot(chunk, position), chunk.task
         assert self.kv.pool.ref_count(slot // self.kv.page_size) == 1, "a shared page"
         history.append(hashed(self.weights, b"".join(history), task.token_ids[position]))
-        self.slots[slot] = Slot(history[-1], task.cache_salt, self.weights)
+        self.slots[slot] = Slot(history[-1], self.salts[task.task_id], self.weights)
 
     def sample(self, chunk, history):
         task = chunk.task
@@ -132,7 +134,8 @@ class PagedHash:
 
     def read(self, chunk, num_tokens):
         content = [self.slots[self.slot(chunk, position)] for position in range(num_tokens)]
-        assert all(slot.salt == chunk.task.cache_salt for slot in content), "of another salt"
+        salt = self.salts[chunk.task.task_id]
+        assert all(slot.salt == salt for slot in content), "of another salt"
         return [slot.value for slot in content]
 
     def check_findable(self, page):

@@ -3,11 +3,18 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from astrai_core.generation import SamplingParams
-from astrai_serve.engine import EngineClosedError, EngineConfig, InferenceEngine, QueueFullError
+from astrai_core.generation import SamplingParams, Structure
+from astrai_serve.engine import (
+    EngineClosedError,
+    EngineConfig,
+    InferenceEngine,
+    QueueFullError,
+    RefusedError,
+)
 from astrai_serve.engine.core import EngineCore
 from astrai_serve.engine.kv_cache import KVCache
 from astrai_serve.engine.scheduler import InferenceScheduler
@@ -186,3 +193,64 @@ def test_changed_weights_drop_the_prefixes(engine):
     assert engine.stats()["num_cached_pages"] > 0
     engine.update_weights()
     assert engine.stats()["num_cached_pages"] == 0
+
+
+@pytest.mark.parametrize("how", ["submit", "generate_async"])
+def test_a_form_that_takes_long_to_compile_holds_up_nobody_else(engine, monkeypatch, how):
+    compiling, go = threading.Event(), threading.Event()
+    made = []
+
+    def matcher_of(params):
+        if params.structure is not None:
+            made.append(params.structure)
+            compiling.set()
+            assert go.wait(20)
+            raise RefusedError("too hard")
+
+    monkeypatch.setattr(engine.core, "matcher_of", matcher_of)
+    hard = few(structure=Structure(regex="a"))
+
+    def ask():
+        if how == "submit":
+            engine.submit([1], hard)
+        else:
+            asyncio.run(both())
+
+    async def both():
+        waits = asyncio.create_task(engine.generate_async([[1]], hard))
+        while not compiling.is_set():
+            await asyncio.sleep(0.001)
+        await engine.generate_async([[5]], few())  # on the same loop
+        go.set()
+        await waits
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask)
+        assert compiling.wait(10)
+        assert engine.generate([[1]], few())[0].token_ids == (2, 3, 4)
+        if how == "submit":
+            go.set()
+        with pytest.raises(RefusedError, match="too hard"):
+            asked.result(20)
+    assert len(made) == 1, "what was compiled is not compiled again under the lock"
+    assert engine.num_open == 0
+
+
+def test_a_failed_detokenizer_ends_its_own_task_only():
+    def token_bytes(token_id):
+        if token_id == 13:
+            raise LookupError("no bytes")
+        return b"a"
+
+    scheduler = InferenceScheduler(KVCache(32, 4), max_running_tasks=2, max_step_tokens=64)
+    core = EngineCore(
+        scheduler, Counting(), vocab_size=100, max_context=128, token_bytes=token_bytes
+    )
+    engine = InferenceEngine(None, None, core=core)
+    streams = [engine.submit([n], few(6)) for n in (11, 20)]
+    ends = [finish for stream in streams for event in stream if (finish := event.finish)]
+    assert [end.reason for end in ends] == ["error", "length"]
+    assert ends[0].message == "LookupError: no bytes"
+    assert engine.healthy
+    assert engine.generate([[30]], few())[0].text == "aaa"
+    engine.close()
