@@ -252,6 +252,8 @@ class MessageParser:
         self.format = format
         self.num_calls = 0
         """Calls told of so far."""
+        self.thinks = False
+        """Whether the text so far ends within thoughts."""
         self._deltas: list[Delta] = []
         self._again: list[str] = []  # characters to read again, the next one last
         self._pending: list[str] = []  # read as parts of a call and not yet told
@@ -286,8 +288,10 @@ class MessageParser:
                 opens = yield from self._begins_with(self.format.thoughts[0])
                 where = "thoughts" if opens else "content"
             if where == "thoughts" and self.format.thoughts is not None:
+                self.thinks = True
                 yield from self._skip("\n")
                 yield from self._text_until(self.format.thoughts[1], self._think, "\n")
+                self.thinks = False
                 yield from self._skip("\n")
             if reads_tools and self.format.tools is not None:
                 yield from self._read_content(self.format.tools)

@@ -36,6 +36,7 @@ END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 
+_OPEN_END = "\U0010fffd"  # of the last private-use plane, which StandIns leaves alone
 _SURROGATE = "text cannot be written in UTF-8: it holds half a surrogate pair"
 
 
@@ -278,6 +279,8 @@ class AutoTokenizer:
         messages: Sequence[Message],
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        continue_final_message: bool = False,
         **variables: object,
     ) -> list[int]:
         """The conversation as token ids; control tokens in message text stay text.
@@ -286,14 +289,34 @@ class AutoTokenizer:
             messages: dicts with `role` and `content`, and what else the template knows.
             add_generation_prompt: end with the start of the answer.
             tools: JSON schemas for the template.
+            continue_final_message: end with the last message's content, for the model to go on.
             **variables: more names for the template.
 
         Raises:
             ValueError: there is no template, or it refuses the messages.
         """
+        if continue_final_message:
+            return self._apply_open_template(messages, tools, variables)
         return self.encode_rendered(
             *self._render(messages, add_generation_prompt, tools, variables)
         )
+
+    def _apply_open_template(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        variables: Mapping[str, object],
+    ) -> list[int]:
+        """The conversation up to the end of its last text, found by a mark put there."""
+        last = messages[-1] if messages else {}
+        if not isinstance(last.get("content"), str) or _OPEN_END in last["content"]:
+            raise ValueError("only a last message whose content is text can be continued")
+        marked = [*messages[:-1], {**last, "content": last["content"] + _OPEN_END}]
+        rendered, originals = self._render(marked, False, tools, variables)
+        before, mark, _ = rendered.rpartition(_OPEN_END)
+        if not mark:
+            raise ValueError("the chat template leaves out the message that is to be continued")
+        return self.encode_rendered(before, originals)
 
     def encode_chat_with_mask(
         self,

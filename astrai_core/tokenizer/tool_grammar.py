@@ -66,9 +66,20 @@ class ToolGrammar:
         opener = "" if self._style == "llama" else self._mark(OPENERS[self._style])
         return self._structure(f"{opener} {self._calls(parallel)}", [])
 
-    def free(self, *, parallel: bool) -> Structure:
-        """The answer is text, calls, or calls after text; arguments keep to their schemas."""
+    def free(self, *, parallel: bool, content: Structure | None = None) -> Structure:
+        """The answer is text, calls, or calls after text; arguments keep to their schemas.
+
+        Args:
+            parallel: more calls than one may be made.
+            content: the form of the text; then the answer is such text, or calls.
+
+        Raises:
+            ValueError: the form is of a kind that cannot be one of two.
+        """
         opener, calls = OPENERS[self._style], self._calls(parallel)
+        if content is not None:
+            mark = "" if self._style == "llama" else self._mark(opener)
+            return self._structure(f"form | {mark} {calls}", [f"form: {_form_rule(content)}"])
         if self._style == "llama":  # bare calls, at the very start; later they are but text
             start = f"TEXT | {calls}"
             no_call = r"~/(?s:\s*\{\s*\x22name\x22.*)/"
@@ -144,18 +155,26 @@ def after_thoughts(
     Raises:
         ValueError: the form is of a kind that cannot be put behind something else.
     """
-    if form.json_schema is not None:
-        rule = json_rule(json.loads(form.json_schema))
-    elif form.choice is not None:
-        rule = " | ".join(map(_literal, form.choice))
-    else:
-        kind = "regex" if form.regex is not None else "grammar"
-        raise ValueError(
-            f"{kind} cannot be kept by an answer that thinks first; switch thinking off "
-            "(chat_template_kwargs) or give a JSON schema or choices"
-        )
+    rule = _form_rule(form)
     thoughts, rules = _rest_of_thoughts(format)
     return Structure(grammar="\n".join([f"start: {thoughts} form", f"form: {rule}", *rules]))
+
+
+def _form_rule(form: Structure) -> str:
+    """The right side of a rule for a form.
+
+    Raises:
+        ValueError: the form is no JSON and no choice.
+    """
+    if form.json_schema is not None:
+        return json_rule(json.loads(form.json_schema))
+    if form.choice is not None:
+        return " | ".join(map(_literal, form.choice))
+    kind = "regex" if form.regex is not None else "grammar"
+    raise ValueError(
+        f"{kind} cannot be kept by an answer that may think or call tools before; switch that off, "
+        "or give a JSON schema or choices"
+    )
 
 
 def _rest_of_thoughts(

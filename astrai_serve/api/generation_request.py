@@ -6,10 +6,11 @@ its own index in the engine's random numbers, so that one seed gives n different
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from astrai_core.generation import SamplingParams
 from astrai_serve.api.backend import Engine
+from astrai_serve.api.conversation import Reading
 from astrai_serve.api.errors import (
     ApiError,
     BusyError,
@@ -26,6 +27,7 @@ from astrai_serve.engine import (
     TaskStream,
 )
 
+_FORMS = ("json_schema", "regex", "choice", "grammar")  # as the engine calls them
 _WAITING_EVENTS = 16  # beyond these a slow reader's events are merged in the TaskStream
 
 
@@ -44,6 +46,14 @@ class GenerationRequest:
     is_bulk: bool = False
     """Nobody waits for it in front of a screen: chat turns may pass it."""
 
+    priority: int = 0
+    """Below 0 it is chat and above 0 bulk, whatever its address."""
+    reading: Reading | None = None
+    """How answers are taken apart; None leaves them text."""
+    includes_stop: bool = False
+    """The stop string that ended an answer is part of it."""
+    structure_param: str | None = None
+    """The parameter to name when the form cannot be had."""
     echo: bool = False
     """Give the prompt back before the answer."""
     tells_prompt: bool = False
@@ -101,7 +111,7 @@ class GenerationRequest:
         except (RefusedError, QueueFullError, EngineClosedError) as error:
             raise self._refusal(error, engine) from error
         else:
-            return Generation(streams)
+            return Generation(streams, self.includes_stop)
         finally:
             if len(streams) < self.num_choices:
                 for stream in streams:
@@ -115,7 +125,12 @@ class GenerationRequest:
                 longest = max(map(len, self.prompts)) + (self.params.max_tokens or 1)
                 if longest > engine.max_context:
                     return ContextLengthError(str(error))
-                return InvalidRequestError(str(error), param=str(error).partition(" ")[0])
+                param = str(error).partition(" ")[0]
+                if param in _FORMS and self.structure_param is not None:
+                    return InvalidRequestError(
+                        f"{self.structure_param}: {error}", param=self.structure_param
+                    )
+                return InvalidRequestError(str(error), param=param)
             case QueueFullError():
                 return BusyError(str(error), retry_after=retry_seconds(engine))
             case EngineClosedError():
@@ -128,8 +143,9 @@ class Generation:
     Lives on the event loop. `cancel` ends the tasks wherever they stand and is always called.
     """
 
-    def __init__(self, streams: Sequence[TaskStream]):
+    def __init__(self, streams: Sequence[TaskStream], includes_stop: bool = False):
         self._streams = streams
+        self._includes_stop = includes_stop
         self._num_open = len(streams)
         self._news: asyncio.Queue[tuple[int, TaskEvent] | Exception] = asyncio.Queue(
             _WAITING_EVENTS
@@ -160,9 +176,12 @@ class Generation:
         news = await self._news.get()
         if isinstance(news, Exception):
             raise news
-        if news[1].finish is not None:
+        choice, event = news
+        if event.finish is not None:
             self._num_open -= 1
-        return news
+            if self._includes_stop and event.finish.stop is not None:
+                event = replace(event, text=event.text + event.finish.stop)
+        return choice, event
 
     @property
     def is_over(self) -> bool:

@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from astrai_core.generation import FinishReason
 from astrai_core.tokenizer import AutoTokenizer
+from astrai_core.tokenizer.message_parsing import Delta, MessageParser, ParsedMessage
 from astrai_serve.api.admission import check_patience, check_prompt
 from astrai_serve.api.auth import cache_salt, client_of
 from astrai_serve.api.backend import Engine
@@ -57,6 +58,15 @@ class Choice:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     num_cached_tokens: int | None = None
     finish: Finish | None = None
+    token_ids: list[int] = field(default_factory=list[int])
+    parser: MessageParser | None = None
+    """Takes the text apart, where it is a message."""
+    deltas: list[Delta] = field(default_factory=list[Delta])
+    """What the last event brought."""
+    message: ParsedMessage = field(default_factory=ParsedMessage)
+    """All deltas so far."""
+    num_thought_tokens: int = 0
+    """Tokens of events that ended within thoughts."""
 
     @property
     def text(self) -> str:
@@ -77,7 +87,11 @@ class StreamContext:
     first_token: float | None = None
 
     def __post_init__(self) -> None:
-        self.choices = [Choice() for _ in range(self.request.num_choices)]
+        reading = self.request.reading
+        self.choices = [
+            Choice(parser=None if reading is None else reading.parser())
+            for _ in range(self.request.num_choices)
+        ]
 
     def add(self, index: int, event: TaskEvent) -> None:
         """Take in an event of choice `index`.
@@ -87,6 +101,7 @@ class StreamContext:
         """
         choice = self.choices[index]
         choice.pieces.append(event.text)
+        choice.token_ids += event.token_ids
         choice.num_tokens += len(event.token_ids)
         choice.logprobs += event.logprobs
         choice.prompt_logprobs += event.prompt_logprobs
@@ -97,6 +112,11 @@ class StreamContext:
             self.first_token = time.perf_counter()
         if event.finish is not None:
             _raise_for(event.finish)
+        if choice.parser is not None:
+            choice.deltas = choice.parser.feed(event.text)
+            choice.num_thought_tokens += len(event.token_ids) if choice.parser.thinks else 0
+            choice.deltas += choice.parser.finish() if event.finish is not None else []
+            choice.message.add(choice.deltas)
 
     @property
     def num_output_tokens(self) -> int:
@@ -203,6 +223,11 @@ class ProtocolHandler(ABC):
     def format_stream_error(self, error: ApiError) -> bytes:
         """The event that ends a failed stream."""
 
+    def format_stream_failure(self, context: StreamContext, error: ApiError) -> Sequence[bytes]:
+        """The events that end a failed stream, for protocols that tell more of the request."""
+        del context
+        return [self.format_stream_error(error)]
+
     @abstractmethod
     def format_response(self, context: StreamContext) -> Mapping[str, object]:
         """The body of an answer in one piece."""
@@ -260,9 +285,14 @@ class ProtocolHandler(ABC):
         context.request = replace(
             context.request,
             client=client_of(request.headers, self.settings.api_keys),
-            is_bulk=context.request.is_bulk or self.is_bulk,
+            is_bulk=self._is_bulk(context.request),
         )
         return context
+
+    def _is_bulk(self, request: GenerationRequest) -> bool:
+        if request.priority:
+            return request.priority > 0
+        return request.is_bulk or self.is_bulk
 
     async def _stream(self, context: StreamContext, generation: Generation) -> AsyncIterator[bytes]:
         try:
@@ -275,11 +305,14 @@ class ProtocolHandler(ABC):
             for encoded in self.format_stream_end(context):
                 yield encoded
         except ApiError as error:
-            yield self.format_stream_error(error)
+            for encoded in self.format_stream_failure(context, error):
+                yield encoded
         except Exception:
             # the status is out: the client must hear of it in the stream, the operator in the log
             logger.exception("a stream failed")
-            yield self.format_stream_error(InternalError("the server failed; its log says why"))
+            error = InternalError("the server failed; its log says why")
+            for encoded in self.format_stream_failure(context, error):
+                yield encoded
 
     async def _collect(
         self, context: StreamContext, generation: Generation, request: Request
