@@ -1,195 +1,373 @@
 // The chat page: it speaks to the server's public API as any other client does, and keeps the
-// conversation in memory only.
+// conversations in this browser. This file ties the parts together.
 
-const CHINESE = {
-  new: "新对话", hello: "随便写点什么，中文英文都可以。", settings: "设置", system: "系统提示词",
-  temperature: "温度", key: "API 密钥", send: "发送", stop: "停止", stopped: "已停止",
-  length: "达到长度上限", tokens: "个词元", rate: "词元/秒", message: "消息",
-  gone: "连接不上服务器，它还在运行吗？", broken: "回答中断：连接断开了。",
-  needsKey: "这台服务器需要 API 密钥：请填在“设置”里。",
+import { Conversation } from "./conversation.js";
+import { $, icon, make } from "./dom.js";
+import { isSend, MessageView, notice } from "./message.js";
+import { Model } from "./model.js";
+import { Run } from "./run.js";
+import { ServerError } from "./server.js";
+import { applyAppearance, connectSettings } from "./settings.js";
+import { drawConversations } from "./sidebar.js";
+import * as store from "./store.js";
+import { number, say, translate } from "./words.js";
+
+const SAVING = 1000; // ms between saves of a growing answer
+const NEAR = 80; // pixels from the end within which the page follows the answer
+
+const runs = new Map(); // of conversations, by id
+const troubles = new Map(); // what kept their last messages from being answered
+const removed = new Set(); // conversations that were deleted, by id
+const views = new Map(); // of the messages on show, by id
+const model = new Model(onModel);
+let current = begin();
+const pending = new Set(); // messages to be drawn in the next frame
+
+function begin() {
+  return Conversation.begin({ system: store.settings.system, sampling: store.settings.sampling });
+}
+
+// Drawing
+
+function draw() {
+  translate(document);
+  model.draw();
+  const idle = $("text").value === "";
+  drawList();
+  drawLog();
+  drawComposer();
+  if (idle) fit();
+}
+
+function drawList() {
+  const all = store.conversations();
+  if (!current.isEmpty && !all.some(({ id }) => id === current.id)) all.unshift(current);
+  drawConversations(all, current, runs, { open, rename, remove });
+  $("title").textContent = current.data.title;
+  document.title = current.data.title ? `${current.data.title} · AstrAI` : "AstrAI";
+}
+
+function drawLog() {
+  views.clear();
+  const articles = current.path.map((message) => {
+    const view = new MessageView(current, message, { choose, edit, again });
+    view.update(runOf(message));
+    views.set(message.id, view);
+    return view.element;
+  });
+  $("hello").hidden = articles.length > 0;
+  $("private").textContent = say("private", { model: model.name || "AstrAI" });
+  $("log").replaceChildren(...articles);
+  drawTrouble();
+  $("pane").scrollTop = $("pane").scrollHeight;
+}
+
+// The notice below the log. It is drawn anew only where it is another one, so that a countdown
+// does not take the focus from its button, nor a key from its field.
+function drawTrouble() {
+  const wanted = trouble();
+  const shown = $("log").querySelector(".notice");
+  if (shown?.dataset.name !== wanted?.name) {
+    shown?.remove();
+    if (wanted) $("log").append(wanted.draw());
+  } else if (wanted?.text) {
+    shown.querySelector("p").textContent = wanted.text;
+  }
+}
+
+function trouble() {
+  const run = runs.get(current.id);
+  const last = current.path.at(-1);
+  if (run?.nextTry) {
+    return ofText("waits", say("busy", { n: run.secondsToNextTry }), [say("tryNow"), () => run.tryNow()]);
+  }
+  if (run) return null;
+  const { error, question } = troubles.get(current.id) ?? {};
+  if (error && (!question || current.path.includes(question))) {
+    if (error.kind === "key") return { name: `key ${store.apiKey()}`, draw: () => keyNotice(question) };
+    const words = { busy: "busyStill", draining: "draining", gone: "gone", broken: "broken" }[error.kind];
+    return ofText(error.kind, words ? say(words) : error.message, [say("retry"), () => ask(question)]);
+  }
+  if (last?.role !== "user") return null;
+  return ofText("unanswered", say("unanswered"), [say("retry"), () => ask(last)]);
+}
+
+const ofText = (kind, text, way) => {
+  const name = `${kind} ${document.documentElement.lang}`;
+  return { name, text, draw: () => notice(name, make("p", { text }), make("button", { type: "button", text: way[0], on: { click: way[1] } })) };
 };
-const ENGLISH = {
-  send: "Send", stop: "Stop", stopped: "stopped", length: "length limit reached", tokens: "tokens",
-  rate: "tokens/s", message: "Message", gone: "The server cannot be reached. Is it still running?",
-  broken: "The answer broke off: the connection was lost.",
-  needsKey: "This server asks for an API key: enter it under Settings.",
-};
 
-const isChinese = navigator.language.toLowerCase().startsWith("zh");
-const words = isChinese ? CHINESE : ENGLISH;
-const $ = (id) => document.getElementById(id);
-let messages = [];
-let running = null; // the AbortController of the answer under way
-
-function add(className, text = "") {
-  $("hello").hidden = true;
-  const paragraph = document.createElement("p");
-  paragraph.className = className;
-  paragraph.textContent = text;
-  $("log").append(paragraph);
-  paragraph.scrollIntoView({ block: "end" });
-  return paragraph;
+function keyNotice(question) {
+  const input = make("input", { type: "password", autocomplete: "off", "aria-label": say("key"), class: "key" });
+  const keep = make("input", { type: "checkbox" });
+  const form = make("form", { class: "keyForm" },
+    make("p", { text: say(store.apiKey() ? "wrongKey" : "needsKey") }),
+    make("div", { class: "row" }, input, make("button", { class: "strong", text: say("use") })),
+    make("label", {}, keep, make("span", { text: say("keyKeep") })));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    store.setApiKey(input.value.trim(), keep.checked);
+    troubles.delete(current.id);
+    model.look();
+    if (question) ask(question);
+    else drawTrouble();
+  });
+  return notice(`key ${store.apiKey()}`, form);
 }
 
-function headers() {
-  const key = $("key").value.trim();
-  return { "content-type": "application/json", ...(key && { authorization: `Bearer ${key}` }) };
+function drawComposer() {
+  const isRunning = runs.has(current.id);
+  const button = $("send");
+  const name = isRunning ? "stop" : "send";
+  if (button.dataset.state !== name) button.replaceChildren(icon(name));
+  button.dataset.state = name;
+  button.title = button.ariaLabel = say(name);
+  button.disabled = !isRunning && $("text").value.trim() === "";
+  drawContext();
 }
 
-async function explain(response) {
-  if (response.status === 401) {
-    document.querySelector("details").open = true;
-    $("key").focus();
-    return words.needsKey;
-  }
-  const body = await response.json().catch(() => null);
-  return body?.error?.message ?? `${response.status} ${response.statusText}`;
+function drawContext() {
+  const figures = current.path.findLast(({ figures: known }) => known?.prompt)?.figures;
+  const used = figures ? figures.prompt + (figures.tokens ?? 0) : 0;
+  const size = model.context;
+  $("hint").textContent = used && size
+    ? say("context", { used: number(used), size: number(size) })
+    : say("keys");
+  $("hint").classList.toggle("full", Boolean(size) && used > 0.9 * size);
 }
 
-async function* serverEvents(response) {
-  let rest = "";
-  for await (const piece of decoded(response.body)) {
-    const events = (rest + piece).split("\n\n");
-    rest = events.pop();
-    for (const event of events) {
-      if (event.startsWith("data: ")) yield event.slice(6); // anything else is a ping
-    }
-  }
+// Many words may come between two frames: they are drawn once.
+function drawSoon(message) {
+  if (pending.size === 0) requestAnimationFrame(drawPending);
+  pending.add(message);
 }
 
-// not every browser iterates a stream by itself
-async function* decoded(stream) {
-  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
-  for (let next = await reader.read(); !next.done; next = await reader.read()) yield next.value;
+function drawPending() {
+  const pane = $("pane");
+  const follows = pane.scrollHeight - pane.scrollTop - pane.clientHeight < NEAR;
+  for (const message of pending) views.get(message.id)?.update(runOf(message));
+  pending.clear();
+  drawTrouble();
+  if (follows) pane.scrollTop = pane.scrollHeight;
 }
 
-async function answer(show, signal) {
-  const system = $("system").value.trim();
-  const temperature = $("temperature").value;
-  const body = {
-    messages: [...(system ? [{ role: "system", content: system }] : []), ...messages],
-    stream: true,
-    stream_options: { include_usage: true },
-    ...(temperature !== "" && { temperature: Number(temperature) }),
-  };
-  const request = { method: "POST", headers: headers(), body: JSON.stringify(body), signal };
-  const response = await fetch("/v1/chat/completions", request);
-  if (!response.ok) throw new Error(await explain(response));
-  const end = {};
-  for await (const data of serverEvents(response)) {
-    if (data === "[DONE]") return end;
-    const chunk = JSON.parse(data);
-    if (chunk.error) throw new Error(chunk.error.message);
-    Object.assign(end, chunk.usage && { usage: chunk.usage, timings: chunk.timings });
-    for (const choice of chunk.choices) {
-      end.reason = choice.finish_reason ?? end.reason;
-      show(choice.delta.content ?? "");
-    }
-  }
-  throw new Error(words.broken);
+function runOf(message) {
+  const run = runs.get(current.id);
+  return run?.message === message ? run : null;
 }
 
-function summary(end) {
-  const notes = [`${end.usage.completion_tokens} ${words.tokens}`];
-  const rate = end.timings?.predicted_per_second;
-  if (rate) notes.push(`${rate.toFixed(rate < 10 ? 1 : 0)} ${words.rate}`);
-  if (end.reason === "length") notes.push(words.length);
-  return notes.join(" · ");
-}
+const announce = (words) => ($("announcer").textContent = words);
 
-async function say(text) {
-  const mine = add("said user", text);
-  const theirs = add("said assistant waits");
-  const pane = document.querySelector("main");
-  messages.push({ role: "user", content: text });
-  running = new AbortController();
-  const { signal } = running;
-  setBusy(true);
-  let said = "";
-  const show = (piece) => {
-    const follows = pane.scrollHeight - pane.scrollTop - pane.clientHeight < 80;
-    said += piece;
-    theirs.append(piece);
-    if (follows) pane.scrollTop = pane.scrollHeight;
-  };
+// Asking
+
+async function ask(question) {
+  const conversation = current;
+  const shown = conversation.data.messages[question.replies[question.chosen]];
+  const message = conversation.add(question, "assistant", "");
+  let saved = 0;
+  const run = new Run(conversation, message, () => {
+    drawSoon(message);
+    if (Date.now() - saved < SAVING) return;
+    saved = Date.now();
+    save(conversation);
+  });
+  runs.set(conversation.id, run);
+  troubles.delete(conversation.id);
+  draw();
+  announce(say("answering"));
+  const body = { messages: conversation.prompt(question), ...conversation.data.sampling };
+  if (model.name) body.model = model.name;
   try {
-    const end = await answer(show, signal);
-    messages.push({ role: "assistant", content: said });
-    add("note", summary(end));
+    await run.answer(body);
+    announce(`${say("answered")} ${message.content}`);
   } catch (error) {
-    if (!mine.isConnected) return; // a new conversation has begun
-    if (signal.aborted) {
-      messages.push({ role: "assistant", content: said });
-      add("note", words.stopped);
-    } else {
-      messages.pop(); // what failed can be sent again
-      if (!said) theirs.remove();
-      $("text").value ||= text;
-      const isLost = error instanceof TypeError; // fetch's word for a broken connection
-      const lost = said ? words.broken : words.gone;
-      add("error", isLost ? lost : error.message).setAttribute("role", "alert");
-    }
+    if (!(error instanceof ServerError)) throw error;
+    troubles.set(conversation.id, { error, question });
+    if (error.kind === "gone" || error.kind === "key") model.look();
   } finally {
-    theirs.classList.remove("waits");
-    if (running?.signal === signal) setBusy(false);
-    resize();
+    runs.delete(conversation.id);
+    if (!message.content && !message.reasoning) conversation.remove(message, shown);
+    conversation.data.updated = Date.now();
+    save(conversation);
+    finish(conversation, message);
   }
 }
 
-function setBusy(isBusy) {
-  if (!isBusy) running = null;
-  $("send").textContent = isBusy ? words.stop : words.send;
-}
-
-function resize() {
-  $("text").style.height = "auto";
-  $("text").style.height = `${$("text").scrollHeight + 2}px`;
-}
-
-function submit(event) {
-  event.preventDefault();
-  const text = $("text").value.trim();
-  if (running) {
-    running.abort();
-  } else if (text) {
-    $("text").value = "";
-    resize();
-    say(text);
+function finish(conversation, message) {
+  drawList();
+  if (conversation !== current) return;
+  if (views.has(message.id) && conversation.data.messages[message.id]) {
+    drawSoon(message);
+  } else {
+    drawLog();
   }
+  drawComposer();
+  drawTrouble();
 }
 
-function startAnew() {
-  running?.abort();
-  setBusy(false);
-  messages = [];
-  $("log").replaceChildren($("hello"));
-  $("hello").hidden = false;
+function send(text) {
+  if (runs.has(current.id) || !text) return;
+  $("text").value = "";
+  fit();
+  ask(current.add(current.path.at(-1) ?? null, "user", text));
+}
+
+function edit(message, text) {
+  if (runs.has(current.id)) return;
+  ask(current.add(current.parentOf(message), "user", text));
   $("text").focus();
 }
 
-async function greet() {
-  const response = await fetch("/v1/models", { headers: headers() }).catch(() => null);
-  document.querySelectorAll(".error").forEach((told) => told.remove());
-  if (!response) return add("error", words.gone);
-  if (!response.ok) return add("error", await explain(response));
-  $("model").textContent = (await response.json()).data[0].id;
+function again(message) {
+  if (!runs.has(current.id)) ask(current.parentOf(message));
 }
 
-if (isChinese) {
-  document.documentElement.lang = "zh";
-  for (const element of document.querySelectorAll("[data-text]")) {
-    element.textContent = CHINESE[element.dataset.text];
+function choose(message, step) {
+  current.choose(message, step);
+  save(current);
+  const place = $("pane").scrollTop;
+  drawLog();
+  drawComposer();
+  $("pane").scrollTop = place;
+  const version = current.path.find(({ parent }) => parent === message.parent);
+  const versions = views.get(version.id).element.querySelector(".versions");
+  const same = versions.querySelector(`${step < 0 ? ".before" : ".after"}:not(:disabled)`);
+  (same ?? versions.querySelector("button:not(:disabled)")).focus();
+}
+
+// Conversations
+
+function save(conversation) {
+  if (removed.has(conversation.id)) return;
+  try {
+    store.save(conversation);
+    $("storage").hidden = store.isLasting;
+    if (!store.isLasting) $("storage").textContent = say("storageOff");
+  } catch (error) {
+    if (error.name !== "QuotaExceededError") throw error;
+    $("storage").textContent = say("storageFull");
+    $("storage").hidden = false;
   }
 }
-$("text").ariaLabel = words.message;
-$("base").textContent = `${location.origin}/v1`;
-$("form").addEventListener("submit", submit);
-$("new").addEventListener("click", startAnew);
-$("key").addEventListener("change", greet);
-$("text").addEventListener("input", resize);
-$("text").addEventListener("keydown", (event) => {
-  // an input method's Enter chooses a character and sends nothing
-  const isSend = event.key === "Enter" && !event.shiftKey && !event.isComposing;
-  if (isSend && event.keyCode !== 229 && !running) submit(event);
-});
-greet();
+
+function open(conversation) {
+  // the one that is being answered is in memory, newer than what is stored
+  current = runs.get(conversation.id)?.conversation ?? conversation;
+  toggleMenu(false);
+  draw();
+  $("text").focus();
+}
+
+function rename(conversation, title) {
+  const target = conversation.id === current.id ? current : conversation;
+  if (title) {
+    target.data.title = title;
+    save(target);
+  }
+  drawList();
+}
+
+function remove(conversation) {
+  removed.add(conversation.id); // an answer that is still being stopped must not bring it back
+  runs.get(conversation.id)?.stop();
+  store.remove(conversation);
+  troubles.delete(conversation.id);
+  if (conversation.id === current.id) current = begin();
+  draw();
+}
+
+// The page
+
+function onModel(state, was) {
+  drawComposer();
+  if (current.isEmpty) $("private").textContent = say("private", { model: model.name || "AstrAI" });
+  const banner = $("connection");
+  if (state === "gone") banner.textContent = say("gone");
+  else if (was === "gone") announce(say("back"));
+  banner.hidden = state !== "gone" || troubles.get(current.id)?.error.kind === "gone";
+  if (state === "key" && !troubles.has(current.id)) {
+    troubles.set(current.id, { error: new ServerError("key") });
+    drawTrouble();
+  } else if (state === "ready" && troubles.get(current.id)?.error.kind === "key" && !runs.has(current.id)) {
+    troubles.delete(current.id);
+    drawTrouble();
+  }
+}
+
+function fit() {
+  const text = $("text");
+  text.style.height = "auto";
+  text.style.height = `${text.scrollHeight}px`;
+}
+
+function toggleMenu(isOpen) {
+  document.body.classList.toggle("menuOpen", isOpen);
+  $("menu").setAttribute("aria-expanded", String(isOpen));
+}
+
+function startAnew() {
+  open(begin());
+}
+
+function onKey(event) {
+  if (document.querySelector("dialog[open]")) return;
+  const isCommand = event.ctrlKey || event.metaKey;
+  if (event.key === "Escape") {
+    if (document.body.classList.contains("menuOpen")) toggleMenu(false);
+    else runs.get(current.id)?.stop();
+  } else if (isCommand && event.shiftKey && event.key.toLowerCase() === "o") {
+    startAnew();
+  } else if (event.key === "/" && !event.target.closest("input, textarea, select")) {
+    $("text").focus();
+  } else {
+    return;
+  }
+  event.preventDefault();
+}
+
+function connect() {
+  for (const [id, name] of [["menu", "menu"], ["new", "plus"], ["openSettings", "sliders"], ["hide", "close"], ["jump", "down"]]) {
+    $(id).prepend(icon(name));
+  }
+  document.querySelectorAll(".closes").forEach((button) => button.append(icon("close")));
+  $("form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (runs.has(current.id)) runs.get(current.id).stop();
+    else send($("text").value.trim());
+  });
+  $("text").addEventListener("input", () => {
+    fit();
+    drawComposer();
+  });
+  $("text").addEventListener("keydown", (event) => {
+    if (!isSend(event)) return;
+    event.preventDefault();
+    send($("text").value.trim());
+  });
+  $("ideas").addEventListener("click", ({ target }) => target.closest("button") && send(target.textContent));
+  $("new").addEventListener("click", startAnew);
+  $("menu").addEventListener("click", () => toggleMenu(!document.body.classList.contains("menuOpen")));
+  $("hide").addEventListener("click", () => toggleMenu(false));
+  $("scrim").addEventListener("click", () => toggleMenu(false));
+  $("openModel").addEventListener("click", () => model.showCard());
+  $("jump").addEventListener("click", () => $("pane").scrollTo({ top: $("pane").scrollHeight, behavior: "smooth" }));
+  $("pane").addEventListener("scroll", () => {
+    const { scrollHeight, scrollTop, clientHeight } = $("pane");
+    $("jump").hidden = scrollHeight - scrollTop - clientHeight < 2 * NEAR;
+  });
+  document.addEventListener("keydown", onKey);
+  // another tab has changed a conversation
+  window.addEventListener("storage", ({ key }) => store.isConversation(key) && drawList());
+  window.addEventListener("pagehide", () => runs.forEach((run) => save(run.conversation)));
+  connectSettings(() => current, (what) => {
+    if (what === "page") draw();
+    else if (what === "key") model.look();
+    else if (!current.isEmpty) save(current);
+  });
+}
+
+connect();
+applyAppearance();
+draw();
+$("text").focus();
+model.look();

@@ -1,10 +1,6 @@
 """What is at which address."""
 
-import re
-
 from astrai_serve.engine import EngineConfig
-
-HTML = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
 def test_the_models_list_satisfies_the_official_client(server, client):
@@ -20,38 +16,6 @@ def test_the_root_says_where_things_are(server):
     assert root["model"] == "tiny"
     for path in root["endpoints"].values():
         assert server.http.get(path).status_code in (200, 405), path
-
-
-def test_a_browser_gets_a_page_that_loads_nothing_from_elsewhere(server):
-    page = server.http.get("/", headers=HTML)
-    assert page.headers["content-type"].startswith("text/html")
-    assert "script-src 'self'" in page.headers["content-security-policy"]
-    assert not re.search(r"<style|<script(?![^>]* src=)| on\w+=| style=", page.text)
-    links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
-    assert {"/web/chat.js", "/web/chat.css", "/v1/models", "/health"} <= set(links)
-    for link in links:
-        assert link.startswith(("/", "data:image/"))
-        if link.startswith("/"):
-            assert server.http.get(link).status_code == 200, link
-
-
-def test_the_page_and_its_script_agree_on_names(server):
-    page = server.http.get("/", headers=HTML).text
-    script = server.http.get("/web/chat.js").text
-    ids = set(re.findall(r'id="(\w+)"', page))
-    assert set(re.findall(r'\$\("(\w+)"\)', script)) <= ids
-    chinese = script.split("const CHINESE")[1].split("};")[0]
-    english = script.split("const ENGLISH")[1].split("};")[0]
-    needed = re.findall(r'data-text="(\w+)"', page) + re.findall(r"words\.(\w+)", script)
-    assert set(needed) <= set(re.findall(r'(\w+): "', chinese))
-    assert set(re.findall(r"words\.(\w+)", script)) <= set(re.findall(r'(\w+): "', english))
-
-
-def test_assets_have_their_types_and_nothing_else_is_served(server):
-    assert server.http.get("/web/chat.js").headers["content-type"].startswith("text/javascript")
-    assert server.http.get("/web/chat.css").headers["content-type"].startswith("text/css")
-    for path in ("/web/app.py", "/web/..%2fapp.py", "/web/../app.py", "/web/"):
-        assert server.http.get(path).status_code == 404, path
 
 
 def test_wrong_addresses_are_answered_in_openais_words(server):

@@ -1,0 +1,113 @@
+"""A real browser for the chat page, `astrai-serve`, and a server that misbehaves."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from playwright.sync_api import expect, sync_playwright
+
+from astrai_core.model import AutoModel, ModelConfig
+from astrai_core.tokenizer import AutoTokenizer
+
+from .server import PageServer
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 30_000  # ms; a busy machine is no failure
+expect.set_options(timeout=PATIENCE)
+TEXTS = ["你好，世界！", "hello world, the weather is fine", "37 + 45 = 82"]
+
+
+@pytest.fixture(scope="package")
+def browser():
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"no browser at {CHROMIUM}: apt-get install chromium")
+    # not for the session: its event loop would be in the way of tests that run their own
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Open the page as a new visitor; whatever the browser complains of fails the test."""
+    contexts, complaints = [], []
+
+    def open_page(url, **options):
+        context = browser.new_context(**({"locale": "en-US"} | options))
+        context.set_default_timeout(PATIENCE)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda found: complaints.append(str(found)))
+        page.on(
+            "console",
+            lambda told: (
+                complaints.append(told.text)
+                # a refusal of the server is told there as well, and meant
+                if told.type == "error" and "Failed to load resource" not in told.text
+                else None
+            ),
+        )
+        page.goto(url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def server():
+    with PageServer() as server:
+        yield server
+
+
+@pytest.fixture
+def page(visit, server):
+    return visit(server.url)
+
+
+@pytest.fixture(scope="package")
+def real(tmp_path_factory):
+    """The address of `astrai-serve` on a tiny random model."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = AutoTokenizer.train(TEXTS * 20, 300)
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=300, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, dim_ffn=64, max_len=512
+    )
+    AutoModel.save_pretrained(AutoModel.from_config(config).eval(), folder)
+    tokenizer.save_pretrained(folder)
+    command = [Path(sys.executable).parent / "astrai-serve", "--model", folder, "--port", "0"]
+    process = subprocess.Popen(
+        [*map(str, command), "--kv-cache-gb", "0.01"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    report = ""
+    for line in process.stdout:
+        report += line
+        if line.startswith("  stop "):
+            break
+    found = re.search(r"http://[\w.:]+", report)
+    assert found, report
+    yield found[0] + "/"
+    process.kill()
+    process.wait()
+    process.stdout.close()
