@@ -3,13 +3,16 @@
 Nothing here needs torch, so that each command starts at once.
 """
 
+import contextlib
 import difflib
 import json
 import logging
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -76,11 +79,12 @@ class InspectOptions:
     stage: Stage | None = None
     """What records are read as; null guesses it from the first one."""
     window_size: int = 0
-    """Show rows of so many tokens, packed as training packs them; 0 shows samples."""
+    """Show rows of so many tokens, packed as training packs them, and in red what they cut or are
+    too short for; 0 shows samples."""
     first: int = 0
     """Number of the first sample or row to show."""
     count: int = 3
-    """How many to show."""
+    """How many to show, and how many of those that are too long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +181,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run(options)
     except KeyboardInterrupt:
         _fail(InterruptedError("interrupted"), status=130)
+    except _SigtermError:
+        _fail(InterruptedError("stopped by SIGTERM; run it again to go on"), status=143)
     except (ValueError, OSError, MemoryError) as error:
         _fail(error, status=1)
+
+
+class _SigtermError(BaseException):
+    """Somebody wants this to end."""
+
+
+@contextlib.contextmanager
+def _sigterm_as_exception() -> Iterator[None]:
+    """End as with Ctrl-C, so that worker processes end too and leave nothing behind."""
+
+    def handle(*_: object) -> NoReturn:
+        raise _SigtermError
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _help() -> str:
@@ -264,21 +288,23 @@ def _record_texts(record: Record) -> list[str]:
 
 def prepare_file(options: PrepareOptions) -> None:
     """Run `astrai-data prepare`."""
-    from astrai_train.data.prepare import left_out_file, prepare
+    from astrai_train.data.left_out import left_out_file
+    from astrai_train.data.prepare import prepare
     from astrai_train.data.storage import H5Storage
 
     start = time.monotonic()
-    done = prepare(
-        options.input,
-        options.out,
-        stage=options.stage,
-        tokenizer=options.tokenizer,
-        answers=options.answers,
-        duplicates=options.duplicates,
-        unusable=options.unusable,
-        workers=options.workers,
-        show_progress=True,
-    )
+    with _sigterm_as_exception():
+        done = prepare(
+            options.input,
+            options.out,
+            stage=options.stage,
+            tokenizer=options.tokenizer,
+            answers=options.answers,
+            duplicates=options.duplicates,
+            unusable=options.unusable,
+            workers=options.workers,
+            show_progress=True,
+        )
     storage = H5Storage(options.out)
     how = f"{time.monotonic() - start:.1f} s" if done else "nothing to do, it is up to date"
     print(
@@ -291,11 +317,14 @@ def prepare_file(options: PrepareOptions) -> None:
 def _tell_left_out(file: Path) -> None:
     if not file.is_file():
         return
-    left_out = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    for one in left_out[:_TOLD]:
-        print(f"  left out: {one['place']}: {one['reason']}")
-    more = "" if len(left_out) <= _TOLD else f", {len(left_out) - _TOLD:,} more"
-    print(f"  {len(left_out):,} records were left out{more}: {file} lists them")
+    count = 0
+    with file.open(encoding="utf-8") as lines:
+        for count, line in enumerate(lines, 1):
+            if count <= _TOLD:
+                one = json.loads(line)
+                print(f"  left out: {one['place']}: {one['reason']}")
+    more = "" if count <= _TOLD else f", {count - _TOLD:,} more"
+    print(f"  {count:,} records were left out{more}: {file} lists them")
 
 
 def inspect_files(options: InspectOptions) -> None:
@@ -303,8 +332,9 @@ def inspect_files(options: InspectOptions) -> None:
     from rich.console import Console
 
     from astrai_core.tokenizer import AutoTokenizer
-    from astrai_train.data.inspection import show_rows, show_samples, summary
+    from astrai_train.data.inspection import show_rows, show_samples, show_too_long, summary
     from astrai_train.data.storage import H5Storage, open_storage
+    from astrai_train.data.truncation import Truncation
 
     first = options.input[0]
     stage = options.stage
@@ -315,15 +345,19 @@ def inspect_files(options: InspectOptions) -> None:
     storage = open_storage(options.input, stage=stage, tokenizer=tokenizer)
     console = Console(highlight=False, soft_wrap=True)
     marks = not console.is_terminal
+    count = options.count
+    counts = summary(storage, tokenizer)
     if options.window_size:
-        shown = show_rows(
-            storage, tokenizer, options.window_size, options.first, options.count, marks
-        )
+        shown = show_rows(storage, tokenizer, options.window_size, options.first, count, marks)
+        cut = Truncation.of(storage, options.window_size)
+        counts["cut" if stage == "seq" else "too long"] = cut.describe(storage)
+        if stage != "seq":
+            shown = chain(shown, show_too_long(storage, tokenizer, cut, count, marks))
     else:
-        shown = show_samples(storage, tokenizer, options.first, options.count, marks)
+        shown = show_samples(storage, tokenizer, options.first, count, marks)
     for text in shown:
         console.print(text, end="\n\n")
-    for name, value in summary(storage, tokenizer).items():
+    for name, value in counts.items():
         print(f"  {name:<11}{value}")
 
 

@@ -1,4 +1,4 @@
-"""What a file teaches: its text with trained tokens bright and the others dim."""
+"""What a file teaches: its text with trained tokens bright, the others dim, lost ones red."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -19,9 +19,12 @@ from astrai_train.data.packing import (
 )
 from astrai_train.data.storage import Storage
 from astrai_train.data.tokenizing import end_of_text_id
+from astrai_train.data.truncation import Truncation
 
 _TRAINED = Style(color="green", bold=True)
 _MASKED = Style(dim=True)
+_LOST = Style(color="red", strike=True)
+_CUT = Style(color="red", bold=True)
 _HEADING = Style(color="blue", bold=True)
 _EDGE = "\n┄┄┄\n"
 """Between the documents of a row."""
@@ -69,9 +72,44 @@ def show_samples(
             if storage.stage != "seq"
             else [number > 0 for number in range(len(ids))]
         )
-        text = Text()
-        text.append(f"sample {sample}, {storage.place(sample)}, {len(ids)} tokens\n", _HEADING)
-        yield text.append_text(_painted(ids, trained, tokenizer, marks))
+        yield _head(storage, sample).append_text(_painted(ids, trained, tokenizer, marks))
+
+
+def show_too_long(
+    storage: Storage, tokenizer: AutoTokenizer, cut: Truncation, count: int, marks: bool
+) -> Iterator[Text]:
+    """Samples that rows are too short for, tokens beyond the window in red; see `show_samples`.
+
+    Args:
+        storage: the file, whose samples stay whole.
+        tokenizer: what it was made with.
+        cut: what is too long in it.
+        count: how many samples to show.
+        marks: put text beyond the window between ⟪ and ⟫ too.
+    """
+    for sample in cut.samples[:count].tolist():
+        ids, trained = storage.input_ids[sample].tolist(), storage.trained[sample].tolist()
+        window, beyond = cut.window, max(len(ids) - cut.window, 0)
+        text = _head(storage, sample)
+        text.right_crop(1)
+        why = (
+            f"{beyond:,} beyond the window, {sum(trained[window:]):,} of them trained"
+            if beyond
+            else "left out with another of its record"
+        )
+        text.append(f": {why}\n", _CUT)
+        text.append_text(_painted(ids[:window], trained[:window], tokenizer, marks))
+        if beyond:
+            lost = tokenizer.decode(ids[window:], skip_special_tokens=False)
+            text.append(f"⟪{lost}⟫" if marks else lost, _LOST)
+        yield text
+    if (more := len(cut.samples) - count) > 0:
+        yield Text(f"{more:,} more are too long; --count shows so many", _CUT)
+
+
+def _head(storage: Storage, sample: int) -> Text:
+    length = len(storage.input_ids[sample])
+    return Text(f"sample {sample}, {storage.place(sample)}, {length} tokens\n", _HEADING)
 
 
 def show_rows(
@@ -101,7 +139,28 @@ def show_rows(
             ids = row["input_ids"][here].tolist()
             text.append(_EDGE if document else "", _MASKED)
             text.append_text(_painted(ids, is_label[here].tolist(), tokenizer, marks))
+        if storage.stage == "seq":
+            text = _with_cuts(text, storage, number * window, window)
         yield text
+
+
+def _with_cuts(text: Text, storage: Storage, start: int, window: int) -> Text:
+    """Say where a document came from another row, and where one goes on in the next."""
+    offsets = storage.input_ids.offsets
+    stop = min(start + window, storage.input_ids.total)
+    begun, goes_on = (
+        int(np.searchsorted(offsets, place, side="right")) - 1 for place in (start, stop)
+    )
+    if start > offsets[begun]:
+        seen = (
+            f"✂ {start - offsets[begun]:,} tokens of {storage.place(begun)} are in earlier rows\n"
+        )
+        split = text.plain.index("\n") + 1
+        text = Text.assemble(text[:split], (seen, _CUT), text[split:])
+    if stop < storage.input_ids.total and stop > offsets[goes_on]:
+        left, place = offsets[goes_on + 1] - stop, storage.place(goes_on)
+        text.append(f"\n✂ {left:,} tokens of {place} follow in later rows", _CUT)
+    return text
 
 
 def _rows(
@@ -113,7 +172,7 @@ def _rows(
         number = num_stream_rows(ids, window)
         wanted = range(first, min(first + count, number))
         return (stream_row(ids, row, window, padding) for row in wanted), number
-    kept = np.flatnonzero(ids.lengths <= window)
+    kept = np.setdiff1d(np.arange(len(storage)), Truncation.of(storage, window).samples)
     packs = pack_samples(ids.lengths[kept].tolist(), window)
     wanted = range(first, min(first + count, len(packs)))
     return (

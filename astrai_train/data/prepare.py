@@ -15,12 +15,13 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, astuple, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -37,8 +38,10 @@ from rich.progress import (
 
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.data.duplicates import Duplicates, Seen, Signature, digest, signature, text_of
+from astrai_train.data.joining import join_h5
+from astrai_train.data.left_out import LeftOutFile, left_out_file
 from astrai_train.data.record import Record, Stage
-from astrai_train.data.records import LeftOut, Unusable, find_files, read_records
+from astrai_train.data.records import LeftOut, Unusable, Unusables, find_files, read_records
 from astrai_train.data.storage import FORMAT_VERSION, H5Storage, Header, Storage, write_h5
 from astrai_train.data.tokenizing import Answers
 
@@ -113,32 +116,17 @@ def prepare(
             _pool(job, workers or os.cpu_count() or 1) as pool,
         ):
             new = _find_new(files, folder, duplicates, unusable, pool, bar)
-            left_out = _make_parts(files, folder, job, new, pool, bar)
+            with LeftOutFile(left_out_file(out)) as left_out:
+                _make_parts(files, folder, job, new, pool, bar, left_out)
     finally:
         if not any(folder.iterdir()):
             folder.rmdir()
-    _write_left_out(left_out_file(out), left_out)
-    parts = [H5Storage(part) for part in sorted(folder.glob("*.h5"))]
+    parts = sorted(folder.glob("*.h5"))
     if not parts:
-        raise ValueError(f"all {len(left_out)} records were left out; see {left_out_file(out)}")
-    write_h5(out, header, Storage.join(parts), job.digest)
+        raise ValueError(f"all {left_out.count} records were left out; see {left_out.path}")
+    join_h5(parts, out, header, job.digest)
     shutil.rmtree(folder)
     return True
-
-
-def left_out_file(out: Path) -> Path:
-    """Where `prepare` writes which records it left out; there is none where it left none out."""
-    return out.with_name(f"{out.name}.left_out.jsonl")
-
-
-def _write_left_out(file: Path, left_out: Sequence[LeftOut]) -> None:
-    if not left_out:
-        file.unlink(missing_ok=True)
-        return
-    lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in left_out]
-    temporary = file.with_name(f".{file.name}")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    temporary.replace(file)
 
 
 def _digest(
@@ -177,19 +165,25 @@ def _find_new(
     if file.is_file():
         bar(sum(one.stat().st_size for one in files))
         return np.load(file, allow_pickle=False)
-    seen, new = Seen(duplicates), list[bool]()
-    skipped: list[LeftOut] | None = [] if unusable == "skip" else None
+    seen, new = Seen(duplicates), list[NDArray[np.bool_]]()
+    skipped = _Forgotten() if unusable == "skip" else None  # told when the parts are made
     texts = (
         ([text_of(record.content) for record in part], sum(record.size for record in part))
         for part in _parts(files, skipped)
     )
     for marks, size in pool.in_order(_marks, ((text, duplicates, size) for text, size in texts)):
-        new += [seen.add(*mark) for mark in marks]
+        new.append(seen.add(marks))
         bar(size)
     temporary = folder / ".new.npy"
-    np.save(temporary, np.array(new))
+    is_new = np.concatenate([np.zeros(0, dtype=np.bool_), *new])
+    np.save(temporary, is_new)
     temporary.replace(file)
-    return np.array(new)
+    return is_new
+
+
+class _Forgotten:
+    def append(self, one: LeftOut, /) -> None:
+        """Take one and forget it."""
 
 
 def _marks(
@@ -206,9 +200,9 @@ def _make_parts(
     new: NDArray[np.bool_] | None,
     pool: "_Pool",
     bar: _Bar,
-) -> list[LeftOut]:
-    """Make the parts that are not there and return what was left out."""
-    left_out: list[LeftOut] = []
+    left_out: LeftOutFile,
+) -> None:
+    """Make the parts that are not there and list what is left out."""
 
     def missing() -> Iterator[tuple[Path, list[Record]]]:
         first = 0
@@ -235,12 +229,11 @@ def _make_parts(
                 yield path, records
 
     for path, size in pool.in_order(_make_part_in_worker, missing()):
-        left_out += _read_left_out(path)
+        left_out.extend(_read_left_out(path))
         bar(size)
-    return left_out
 
 
-def _parts(files: Sequence[Path], unusable: list[LeftOut] | None) -> Iterator[list[Record]]:
+def _parts(files: Sequence[Path], unusable: Unusables | None) -> Iterator[list[Record]]:
     part: list[Record] = []
     size = 0
     for file in files:
@@ -307,8 +300,17 @@ def _start_worker(job: _Job) -> None:
 
 def _start_process(job: _Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the threads
     _start_worker(job)
+
+
+def _end_with_parent() -> None:
+    """A worker waits for work from a queue that it holds open itself, for ever if need be."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _make_part_in_worker(path: Path, records: list[Record]) -> tuple[Path, int]:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from astrai_train.data.json_array import json_items
 from astrai_train.data.parquet import parquet_rows
@@ -35,6 +35,13 @@ class LeftOut:
     place: str
     """Its file and line."""
     reason: str
+
+
+class Unusables(Protocol):
+    """What takes records that are not used, as a list does."""
+
+    def append(self, one: LeftOut, /) -> None:
+        """Take one."""
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:
@@ -71,7 +78,7 @@ def check_readable(path: Path) -> None:
         raise ValueError(f"{path}: cannot tell what it is; name it one of {', '.join(SUFFIXES)}")
 
 
-def read_records(path: Path, unusable: list[LeftOut] | None = None) -> Iterator[Record]:
+def read_records(path: Path, unusable: Unusables | None = None) -> Iterator[Record]:
     """Read one file without holding all of it.
 
     Args:
@@ -95,7 +102,7 @@ def read_records(path: Path, unusable: list[LeftOut] | None = None) -> Iterator[
         yield from _documents(path, unusable)
 
 
-def _json_lines(path: Path, unusable: list[LeftOut] | None) -> Iterator[Record]:
+def _json_lines(path: Path, unusable: Unusables | None) -> Iterator[Record]:
     for number, line, size in _lines(path, unusable):
         if line.strip():
             try:
@@ -106,7 +113,7 @@ def _json_lines(path: Path, unusable: list[LeftOut] | None) -> Iterator[Record]:
                 yield from _record(path, number, content, size, unusable)
 
 
-def _documents(path: Path, unusable: list[LeftOut] | None) -> Iterator[Record]:
+def _documents(path: Path, unusable: Unusables | None) -> Iterator[Record]:
     document = _Document(path, 1)
     found, num_cuts = False, 0
     for number, line, size in _lines(path, unusable):
@@ -152,7 +159,7 @@ class _Document:
         return Record(file=self.file, line=self.first_line, content={"text": text}, size=self.size)
 
 
-def _lines(path: Path, unusable: list[LeftOut] | None) -> Iterator[tuple[int, str, int]]:
+def _lines(path: Path, unusable: Unusables | None) -> Iterator[tuple[int, str, int]]:
     """Number, text and bytes of each line."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -169,7 +176,7 @@ def _lines(path: Path, unusable: list[LeftOut] | None) -> Iterator[tuple[int, st
                 yield number, text, len(line)
 
 
-def _refuse(place: str, reason: str, unusable: list[LeftOut] | None) -> None:
+def _refuse(place: str, reason: str, unusable: Unusables | None) -> None:
     if unusable is None:
         raise ValueError(f"{place} {reason}") from None
     unusable.append(LeftOut(place=place, reason=reason))
@@ -183,7 +190,7 @@ def _reason(error: json.JSONDecodeError | RecursionError) -> str:
 
 
 def _record(
-    path: Path, number: int, content: object, size: int, unusable: list[LeftOut] | None
+    path: Path, number: int, content: object, size: int, unusable: Unusables | None
 ) -> Iterator[Record]:
     if isinstance(content, dict):
         yield Record(file=path, line=number, content=content, size=size)

@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import groupby
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from astrai_core.tokenizer import AutoTokenizer
-from astrai_train.data.ragged import Array, Ragged
+from astrai_train.data.ragged import Ragged
 from astrai_train.data.record import Record, Stage, place_word
 from astrai_train.data.records import read_records
 from astrai_train.data.tokenizing import Answers, column_names, encode_records, num_samples
@@ -241,12 +242,18 @@ class H5Storage(Storage):
             self.header.stage,
             {name: _read_column(self.path, file, name) for name in column_names(self.header.stage)},
             [(str(name), int(count)) for name, count in json.loads(attributes["sources"])],
-            _dataset(file, "origin/lines")[...],
+            _mapped(self.path, _dataset(file, "origin/lines")),
         )
+        self._trained_tokens = int(attributes["trained_tokens"])
         counts = {len(column) for column in self.columns.values()}
         counts |= {len(self.lines), sum(n for _, n in self.sources), int(attributes["samples"])}
         if len(counts) != 1:
             raise ValueError("its columns are of different lengths")
+
+    @property
+    def num_trained_tokens(self) -> int:
+        """As counted when the file was written."""
+        return self._trained_tokens
 
 
 class JSONStorage(Storage):
@@ -309,20 +316,27 @@ def write_h5(path: Path, header: Header, storage: Storage, inputs: str = "") -> 
         storage: the samples.
         inputs: a digest of what they were made from, see `prepare`.
     """
+    with whole_file(path) as file:
+        file.attrs.update(asdict(header))
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["samples"] = len(storage)
+        file.attrs["tokens"] = storage.num_tokens
+        file.attrs["trained_tokens"] = storage.num_trained_tokens
+        file.attrs["sources"] = json.dumps(storage.sources, ensure_ascii=False)
+        file.attrs["inputs"] = inputs
+        file.create_dataset("origin/lines", data=storage.lines)
+        for name, column in storage.columns.items():
+            _write_column(file.create_group(name), column)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[h5py.File]:
+    """Open a file to write under another name, which it loses once it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with h5py.File(temporary, "w") as file:
-            file.attrs.update(asdict(header))
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs["samples"] = len(storage)
-            file.attrs["tokens"] = storage.num_tokens
-            file.attrs["trained_tokens"] = storage.num_trained_tokens
-            file.attrs["sources"] = json.dumps(storage.sources, ensure_ascii=False)
-            file.attrs["inputs"] = inputs
-            file.create_dataset("origin/lines", data=storage.lines)
-            for name, column in storage.columns.items():
-                _write_column(file.create_group(name), column)
+            yield file
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
@@ -351,16 +365,29 @@ def _write_column(group: h5py.Group, column: Ragged) -> None:
 
 
 def _read_column(path: Path, file: h5py.File, name: str) -> Ragged:
-    stored = _dataset(file, f"{name}/values")
-    offsets = _dataset(file, f"{name}/offsets")[...]
-    values = _mapped(path, stored)
-    checksum = 0
-    for start in range(0, len(values), _PIECE):
-        checksum = zlib.crc32(values[start : start + _PIECE].data, checksum)
+    values, offsets = (_dataset(file, f"{name}/{part}") for part in ("values", "offsets"))
     attributes: dict[str, Any] = dict(file[name].attrs)
-    if zlib.crc32(offsets.data, checksum) != int(attributes["crc32"]):
+    if _checksum(path, offsets, _checksum(path, values, 0)) != int(attributes["crc32"]):
         raise ValueError(f"{name} does not match its checksum")
-    return Ragged([values.view(np.bool_) if name == "trained" else values], offsets)
+    flat = _mapped(path, values)
+    return Ragged([flat.view(np.bool_) if name == "trained" else flat], _mapped(path, offsets))
+
+
+def _checksum(path: Path, values: h5py.Dataset, before: int) -> int:
+    """The checksum of what is stored, read and not mapped: a process is charged what it maps."""
+    offset = values.id.get_offset()
+    if offset is None:
+        return zlib.crc32(values[...].data, before)
+    left = values.size * values.dtype.itemsize
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while left:
+            piece = file.read(min(_PIECE, left))
+            if not piece:
+                raise ValueError("it ends too early")
+            before = zlib.crc32(piece, before)
+            left -= len(piece)
+    return before
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
@@ -370,9 +397,9 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
     return found
 
 
-def _mapped(path: Path, values: h5py.Dataset) -> Array:
+def _mapped(path: Path, values: h5py.Dataset) -> NDArray[Any]:
     """The values as a view of the file; those of a repacked file are read."""
     offset = values.id.get_offset()
-    if offset is None:
+    if offset is None or offset % values.dtype.itemsize:  # numpy would copy all at each search
         return values[...]
     return np.memmap(path, mode="r", dtype=values.dtype, offset=offset, shape=values.shape)

@@ -1,12 +1,15 @@
 """`astrai-data` as a user meets it."""
 
+import json
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from astrai_train.data.cli import main
-from astrai_train.data.storage import H5Storage
+from astrai_train.data.storage import H5Storage, JSONStorage
 
 
 def fails(capsys, *arguments):
@@ -56,6 +59,103 @@ def test_from_text_to_what_is_taught(folder, capsys):
     assert "row 0 of 1" in capsys.readouterr().out
     main(["inspect", str(folder / "texts.jsonl"), "--tokenizer", str(tok), "--window-size", "30"])
     assert "bytes per token" in capsys.readouterr().out
+
+
+def inspected(capsys, folder, stage, records, window=40):
+    """What `inspect` shows of records in rows of a window, colours as marks."""
+    file = folder / f"{stage}.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in records))
+    options = ["--tokenizer", str(folder / "tok"), "--stage", stage, "--window-size", str(window)]
+    main(["inspect", str(file), *options])
+    return capsys.readouterr().out
+
+
+LONG = "abcdefghijklmnopqrstuvwxyz " * 3
+
+
+@pytest.mark.parametrize(
+    ("stage", "records", "what", "others"),
+    [
+        ("sft", [{"prompt": "Hi", "completion": answer} for answer in ("a", LONG)], "samples", 0),
+        (
+            "dpo",
+            [{"prompt": "Hi", "chosen": "a", "rejected": answer} for answer in ("b", LONG)],
+            "pairs",
+            1,
+        ),
+        (
+            "grpo",
+            [
+                {"prompt": "Hi", "responses": ["a", answer, "c"], "rewards": [1, 0, 0]}
+                for answer in ("b", LONG)
+            ],
+            "prompts",
+            2,
+        ),
+        ("grpo", [{"prompt": question} for question in ("Hi", LONG)], "prompts", 0),
+    ],
+)
+def test_what_is_too_long_is_shown_with_what_is_lost(
+    folder, capsys, tokenizer, stage, records, what, others
+):
+    shown = inspected(capsys, folder, stage, records)
+    storage = JSONStorage(folder / f"{stage}.jsonl", stage, tokenizer)
+    lost = storage.record_starts[1]
+    lengths = storage.input_ids.lengths
+    (longest,) = (n for n in range(len(storage)) if lengths[n] > 40)
+    beyond = int(lengths[longest]) - 40
+    trained = int(storage.trained[longest][40:].sum())
+    assert f"sample {longest}, {folder / stage}.jsonl line 2, {40 + beyond} tokens: " in shown
+    assert f": {beyond} beyond the window, {trained} of them trained\n" in shown
+    assert shown.count("left out with another of its record") == others
+    _, _, rest = shown.partition("⟪")
+    text, mark, _ = rest.partition("⟫")
+    assert mark
+    assert text == tokenizer.decode(
+        storage.input_ids[longest][40:].tolist(), skip_special_tokens=False
+    )
+    total = int(lengths[lost:].sum())
+    assert f"too long   1 of 2 {what} have more than 40 tokens: refused, or with" in shown
+    assert f"{total} tokens lost" in shown
+    whole = inspected(capsys, folder, stage, records, window=400)
+    assert f"too long   none of 2 {what}\n" in whole
+    assert "⟪" not in whole
+
+
+def test_documents_that_rows_cut_are_shown(folder, capsys, tokenizer):
+    shown = inspected(capsys, folder, "seq", [{"text": "a"}, {"text": LONG}])
+    length = len(tokenizer.encode(LONG)) + 1
+    here = 40 - len(tokenizer.encode("a")) - 1
+    place = f"of {folder / 'seq'}.jsonl line 2"
+    assert f"✂ {length - here} tokens {place} follow in later rows" in shown
+    assert f"✂ {here} tokens {place} are in earlier rows" in shown
+    assert "cut        1 of 2 documents go on in another row; no token is lost" in shown
+    whole = inspected(capsys, folder, "seq", [{"text": "a"}, {"text": LONG}], window=400)
+    assert "✂" not in whole
+    assert "cut        0 of 2 documents" in whole
+
+
+def test_sigterm_ends_preparing_and_its_processes(folder, texts):
+    """Nothing is said of semaphores, no process is left, and the next run goes on."""
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (folder / "many.jsonl").write_text(lines * 40_000)  # some thirty parts
+    options = ["--stage=seq", "--tokenizer", folder / "tok", "--out", folder / "many.h5"]
+    code = "from astrai_train.data.cli import main; main()"
+    command = [sys.executable, "-c", code, "prepare", *options, "--input", folder / "many.jsonl"]
+    with subprocess.Popen(
+        [*map(str, command), "--workers=2"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not list(folder.glob(".many.h5.parts-*/000001.h5")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 2
+        process.terminate()
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert error == "astrai-data: stopped by SIGTERM; run it again to go on\n"
+    assert not psutil.wait_procs(children, timeout=30)[1]
+    assert list(folder.glob(".many.h5.parts-*/000001.h5"))
 
 
 def test_mistakes_take_one_line(folder, capsys):

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from astrai_train.data.duplicates import NGRAM, Seen, digest, signature, text_of
+from astrai_train.data.duplicates import NGRAM, Digests, Seen, digest, signature, text_of
 
 
 def grams(text: str) -> set[str]:
@@ -37,8 +37,32 @@ def test_the_text_of_a_record_is_that_of_all_its_fields():
 
 def test_the_first_of_the_same_stays():
     seen = Seen("exact")
-    texts = ["one", "two", "one", "three", "two"]
-    assert [seen.add(digest(text)) for text in texts] == [True, True, False, True, False]
+    marks = [(digest(text), None) for text in ("one", "two", "one", "three", "two")]
+    assert seen.add(marks[:4]).tolist() == [True, True, False, True]
+    assert seen.add(marks).tolist() == [False] * 5
+
+
+def test_digests_are_a_set_of_16_bytes_each():
+    generator = random.Random(3)
+    # few first and last bytes, zeros among them, so that many are alike in parts
+    alike = [bytes([a, b]) for a in range(4) for b in range(3)]
+    drawn = [generator.choice(alike) + bytes(12) + generator.choice(alike) for _ in range(200)] + [
+        generator.randbytes(16) for _ in range(3000)
+    ]
+    generator.shuffle(drawn)
+    drawn += drawn[::3]
+    digests, known, place = Digests(), set[bytes](), 0
+    while place < len(drawn):
+        some = drawn[place : place + generator.randrange(1, 300)]
+        place += len(some)
+        wanted = []
+        for one in some:
+            wanted.append(one not in known)
+            known.add(one)
+        assert digests.add(some).tolist() == wanted
+    runs = digests._runs
+    assert sum(run.nbytes for run in runs) == 16 * len(known)
+    assert len(runs) < 12
 
 
 def test_near_duplicates_go_and_others_stay():
@@ -50,7 +74,7 @@ def test_near_duplicates_go_and_others_stay():
     outcomes = []
     for chosen in (first, near, unlike, words(generator, 200)):
         text = " ".join(chosen)
-        outcomes.append(seen.add(digest(text), signature(text)))
+        outcomes += seen.add([(digest(text), signature(text))]).tolist()
     assert outcomes == [True, False, True, True]
-    short = [seen.add(digest(text), signature(text)) for text in ("hi", "ho", "HI", "")]
-    assert short == [True, True, False, True]  # each shorter than an n-gram
+    short = seen.add([(digest(text), signature(text)) for text in ("hi", "ho", "HI", "")])
+    assert short.tolist() == [True, True, False, True]  # each shorter than an n-gram

@@ -4,7 +4,8 @@ from functools import partial
 import pytest
 
 from astrai_train.data import prepare as preparing
-from astrai_train.data.prepare import left_out_file, prepare
+from astrai_train.data.left_out import left_out_file
+from astrai_train.data.prepare import prepare
 from astrai_train.data.record import Stage
 from astrai_train.data.storage import H5Storage, open_storage
 
