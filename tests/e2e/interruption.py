@@ -53,7 +53,9 @@ class Interruption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        done = batch_idx + 1
+        # an epoch's last batch ends its window, however many batches that has
+        if done % trainer.accumulate_grad_batches and done < trainer.num_training_batches:
             self._stop_if("window", trainer)
 
     def on_validation_batch_end(

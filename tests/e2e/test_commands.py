@@ -6,7 +6,7 @@ import pytest
 
 from astrai_train.cli import main
 
-from .test_resume import HERE, OBJECTIVES, World
+from .test_resume import HERE, World
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ METRICS = {"SEQ": "bpb", "SFT": "loss", "DPO": "logps/chosen", "GRPO": "reward"}
 KEYS = {"SEQ": "nll", "SFT": "nll", "DPO": "margin", "GRPO": "completion"}
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", METRICS)
 def test_validate_and_test_measure_the_same_on_the_same_data(run, objective):
     val, test = run("validate", objective), run("test", objective)
     name = METRICS[objective]
@@ -52,7 +52,7 @@ def number(output: str, name: str) -> float:
     return float(line.split()[-2])
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", METRICS)
 def test_predict_writes_a_line_for_each_sample(run, world, objective):
     assert "predictions" in run("predict", objective)
     file = world.folder / f"{objective}-predict" / "predictions.jsonl"
