@@ -5,6 +5,8 @@ from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from astrai_core.generation import SamplingParams
+
 # what a request may ask for itself
 _RANGES = {
     "temperature": (0, 2),
@@ -12,7 +14,9 @@ _RANGES = {
     "top_p": (0, 1),
     "min_p": (0, 1),
     "repetition_penalty": (1e-3, 100),
+    "max_new_tokens": (1, 2**31 - 1),
 }
+_INTEGERS = ("top_k", "max_new_tokens")
 
 # what would change the text and is not done here; each with the values that change nothing
 _NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -49,6 +53,20 @@ class GenerationDefaults:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    max_new_tokens: int | None = None
+    """Most new tokens of an offline call that does not say; a server's requests go by the room."""
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """The same as parameters of the engine."""
+        return SamplingParams(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=max(1e-9, self.top_p),
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            max_tokens=self.max_new_tokens,
+        )
 
     @classmethod
     def read(cls, folder: Path) -> "GenerationDefaults":
@@ -73,10 +91,11 @@ class GenerationDefaults:
                     f"{path}: {name} {content[name]!r} is not supported; take it out to serve the "
                     "model without it"
                 )
-        if content.get("do_sample") is False:
-            return cls(temperature=0.0)
         values = {field.name: _number(content, field, path) for field in fields(cls)}
-        return cls(**values | {"top_k": int(values["top_k"])})
+        if content.get("do_sample") is False:  # the filters of drawing then mean nothing
+            kept = {name: values[name] for name in ("repetition_penalty", "max_new_tokens")}
+            return cls(temperature=0.0, **kept)
+        return cls(**values)
 
     def __str__(self) -> str:
         """Name what differs from plain sampling."""
@@ -98,4 +117,4 @@ def _number(content: dict[str, object], field: Field[Any], path: Path) -> Any:
         raise ValueError(
             f"{path}: {field.name} must be a number from {least:g} to {most:g}, not {value!r}"
         )
-    return value
+    return int(value) if field.name in _INTEGERS else value

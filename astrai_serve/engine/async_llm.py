@@ -1,5 +1,6 @@
 """Generation without a server for programs on an event loop; their calls share the engine."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from astrai_core.model.quantization import Scheme
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_serve.engine.config import EngineConfig
 from astrai_serve.engine.engine import InferenceEngine
-from astrai_serve.engine.llm import load
+from astrai_serve.engine.llm import default_params, fitted, load
 from astrai_serve.engine.task import RefusedError, TaskEvent
 
 
@@ -36,6 +37,8 @@ class AsyncLLM:
         dtype: torch.dtype | None = None,
         weights: Scheme | None = None,
     ):
+        self.default_params = default_params(model)
+        """For calls without any: what the folder's `generation_config.json` wants."""
         model, self.tokenizer = load(model, tokenizer, dtype, weights)
         self.engine = InferenceEngine(model, self.tokenizer, config)
 
@@ -46,6 +49,8 @@ class AsyncLLM:
     ) -> list[Completion]:
         """Complete each prompt, texts or token ids, under one set of parameters or one each.
 
+        Without any, `default_params` are taken.
+
         Raises:
             RefusedError: a prompt can never run; the others are cancelled.
             GenerationFailedError: an error ended one of the tasks.
@@ -53,19 +58,29 @@ class AsyncLLM:
         if isinstance(prompts, str):
             raise RefusedError("prompts is a list, not one text; pass [text]")
         ids = [self._encode(p) if isinstance(p, str) else p for p in prompts]
-        return await self.engine.generate_async(ids, params or SamplingParams())
+        if params is None:
+            params = fitted(self.default_params, ids, self.engine.max_context)
+        return await self.engine.generate_async(ids, params)
 
     async def chat(
         self,
         messages: Sequence[Mapping[str, object]],
         params: SamplingParams | None = None,
         tools: Sequence[Mapping[str, object]] | None = None,
+        *,
+        continue_final_message: bool = False,
         **template_variables: object,
     ) -> Completion:
         """Answer a conversation; the arguments are those of `LLM.chat`."""
         if self.tokenizer is None:
             raise RefusedError("chat needs a tokenizer; pass one beside the model")
-        prompt = self.tokenizer.apply_chat_template(messages, True, tools, **template_variables)
+        prompt = self.tokenizer.apply_chat_template(
+            messages,
+            True,
+            tools,
+            continue_final_message=continue_final_message,
+            **template_variables,
+        )
         return (await self.generate([prompt], params))[0]
 
     async def stream(
@@ -73,7 +88,11 @@ class AsyncLLM:
     ) -> AsyncIterator[TaskEvent]:
         """Yield the news of one completion as it comes; leaving the loop ends the task."""
         ids = self._encode(prompt) if isinstance(prompt, str) else prompt
-        async with self.engine.submit(ids, params or SamplingParams()) as events:
+        if params is None:
+            (params,) = fitted(self.default_params, [ids], self.engine.max_context)
+        if params.structure is not None:  # it may take seconds
+            await asyncio.to_thread(self.engine.prepare, params)
+        async with self.engine.submit(ids, params) as events:
             async for event in events:
                 yield event
 

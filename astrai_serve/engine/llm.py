@@ -6,7 +6,7 @@ A call returns when all its prompts are answered. Calls from several threads wai
 import dataclasses
 import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from astrai_serve.engine.task import (
     RefusedError,
     TaskEvent,
 )
+from astrai_serve.generation_defaults import GenerationDefaults
 
 
 class LLM(GenerationEngine):
@@ -48,6 +49,8 @@ class LLM(GenerationEngine):
         dtype: torch.dtype | None = None,
         weights: Scheme | None = None,
     ):
+        self.default_params = default_params(model)
+        """For calls without any: what the folder's `generation_config.json` wants."""
         model, tokenizer = load(model, tokenizer, dtype, weights)
         self.tokenizer = tokenizer
         self.config = config or EngineConfig()
@@ -67,7 +70,8 @@ class LLM(GenerationEngine):
 
         Args:
             prompts: texts or token ids.
-            params: one set of parameters for all, or one each.
+            params: one set of parameters for all, or one each; None takes `default_params`, and
+                given ones owe nothing to the folder.
             between_steps: called before each step; what it raises ends the call.
 
         Raises:
@@ -76,10 +80,12 @@ class LLM(GenerationEngine):
         """
         if isinstance(prompts, str):
             raise RefusedError("prompts is a list, not one text; pass [text]")
-        each = each_params(params or SamplingParams(), len(prompts))
         prompt_ids = [self._encode(p) if isinstance(p, str) else p for p in prompts]
         with self._lock:
             core = self._open_core()
+            if params is None:
+                params = fitted(self.default_params, prompt_ids, core.max_context)
+            each = each_params(params, len(prompts))
             tasks = [
                 core.new_task(next(self._task_ids), ids, one)
                 for ids, one in zip(prompt_ids, each, strict=True)
@@ -104,6 +110,8 @@ class LLM(GenerationEngine):
         messages: Sequence[Mapping[str, object]],
         params: SamplingParams | None = None,
         tools: Sequence[Mapping[str, object]] | None = None,
+        *,
+        continue_final_message: bool = False,
         **template_variables: object,
     ) -> Completion:
         """Answer a conversation.
@@ -112,11 +120,18 @@ class LLM(GenerationEngine):
             messages: dicts with `role` and `content`.
             params: how to sample.
             tools: JSON schemas for the template.
+            continue_final_message: the answer goes on with the last message instead of following.
             **template_variables: more names for the chat template.
         """
         if self.tokenizer is None:
             raise RefusedError("chat needs a tokenizer; pass one beside the model")
-        prompt = self.tokenizer.apply_chat_template(messages, True, tools, **template_variables)
+        prompt = self.tokenizer.apply_chat_template(
+            messages,
+            True,
+            tools,
+            continue_final_message=continue_final_message,
+            **template_variables,
+        )
         return self.generate([prompt], params)[0]
 
     def update_weights(self) -> None:
@@ -158,6 +173,30 @@ def load(
     model = AutoModel.from_pretrained(model, dtype, weights)
     merge_lora(model)
     return fuse_(model), tokenizer
+
+
+def default_params(model: str | Path | Transformer) -> SamplingParams:
+    """How a model folder wants to be sampled; plain sampling for a model given as such.
+
+    Raises:
+        ValueError: the folder asks for what is not done here.
+    """
+    is_model = isinstance(model, Transformer)
+    return SamplingParams() if is_model else GenerationDefaults.read(Path(model)).sampling
+
+
+def fitted(
+    params: SamplingParams, prompts: Sequence[Sequence[int]], max_context: int
+) -> list[SamplingParams]:
+    """Parameters that nobody chose for these prompts: their `max_tokens` gives way to the room."""
+    if (limit := params.max_tokens) is None:
+        return [params] * len(prompts)
+    rooms = [max(1, max_context - _length(prompt)) for prompt in prompts]
+    return [dataclasses.replace(params, max_tokens=min(limit, room)) for room in rooms]
+
+
+def _length(prompt: object) -> int:
+    return len(prompt) if isinstance(prompt, Sized) else 0  # what is no prompt is refused later
 
 
 def each_params(

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from astrai_core.generation import SamplingParams
 from astrai_serve.generation_defaults import GenerationDefaults
 
 
@@ -29,12 +30,28 @@ def test_a_wish_that_is_not_fulfilled_is_refused_by_name(tmp_path):
 
 
 def test_a_folder_that_does_not_sample_is_greedy(tmp_path):
-    assert read(tmp_path, {"do_sample": False, "temperature": 0.6}).temperature == 0
+    wishes = {"temperature": 0.6, "top_p": 0.5, "repetition_penalty": 1.1, "max_new_tokens": 9}
+    defaults = read(tmp_path, {"do_sample": False, **wishes})
+    assert defaults == GenerationDefaults(
+        temperature=0, repetition_penalty=1.1, max_new_tokens=9
+    ), "greedy decoding is penalised too, as in transformers"
+
+
+def test_the_wishes_as_parameters_of_the_engine(tmp_path):
+    wishes = {"temperature": 0.6, "top_k": 20.0, "top_p": 0, "max_new_tokens": 9}
+    wanted = SamplingParams(temperature=0.6, top_k=20, top_p=1e-9, max_tokens=9)
+    assert read(tmp_path, wishes).sampling == wanted
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("top_p", 1.5), ("temperature", -1), ("top_k", "20"), ("repetition_penalty", 0)],
+    [
+        ("top_p", 1.5),
+        ("temperature", -1),
+        ("top_k", "20"),
+        ("repetition_penalty", 0),
+        ("max_new_tokens", 0),
+    ],
 )
 def test_a_wish_out_of_range_is_refused_at_the_start(tmp_path, name, value):
     with pytest.raises(

@@ -1,6 +1,7 @@
 """`LLM` as its users call it, and `InferenceEngine` beside it, on a small model."""
 
 import gc
+import json
 import math
 import weakref
 
@@ -197,6 +198,43 @@ def test_a_folder_is_a_model_and_its_tokenizer(tmp_path, model, tokenizer, llm):
     tokenizer.save_pretrained(tmp_path / "model")
     loaded = LLM(tmp_path / "model", config=CONFIG)
     assert words(loaded.generate(["hello"], draws())) == words(llm.generate(["hello"], draws()))
+
+
+@pytest.fixture
+def folder(tmp_path, model, tokenizer):
+    AutoModel.save_pretrained(model, tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    wishes = {"temperature": 1.7, "top_k": 9, "repetition_penalty": 1.2, "max_new_tokens": 8}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(wishes))
+    return tmp_path / "model"
+
+
+def test_a_call_without_parameters_takes_those_of_the_folder(folder, tokenizer, monkeypatch):
+    llm = LLM(folder, config=CONFIG)
+    wanted = SamplingParams(temperature=1.7, top_k=9, repetition_penalty=1.2, max_tokens=8)
+    assert llm.default_params == wanted
+    asked = []
+    new_task = core_of(llm).new_task
+    monkeypatch.setattr(
+        core_of(llm), "new_task", lambda i, ids, one: asked.append(one) or new_task(i, ids, one)
+    )
+    llm.generate([tokenizer.encode("hello"), [5] * 60])
+    llm.chat([{"role": "user", "content": "hello"}])
+    limits = [one.max_tokens for one in asked]
+    assert limits == [8, 4, 8], "a limit that nobody chose gives way to the context"
+    assert {(one.temperature, one.top_k, one.repetition_penalty) for one in asked} == {
+        (1.7, 9, 1.2)
+    }
+    llm.generate(["hello"], SamplingParams(max_tokens=2))
+    assert asked[-1] == SamplingParams(max_tokens=2, logprobs=0), "given ones are taken as they are"
+    with pytest.raises(RefusedError, match="a prompt is a sequence of token ids, not 5"):
+        llm.generate([5])  # pyright: ignore[reportArgumentType]
+
+
+def test_a_folder_that_wants_what_is_not_done_is_refused(folder):
+    (folder / "generation_config.json").write_text('{"num_beams": 4}')
+    with pytest.raises(ValueError, match="num_beams 4 is not supported"):
+        LLM(folder)
 
 
 def test_ids_alone_need_no_tokenizer(model, llm):
