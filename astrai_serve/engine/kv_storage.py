@@ -16,9 +16,11 @@ N tokens of a step, flattened; H query heads; KV key heads; G = H / KV; B tasks 
 the longest of them of L tokens.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,10 +63,7 @@ class KVStorage:
         slots = num_pages * page_size
 
         def allocate(width: int) -> list[Tensor]:
-            return [
-                torch.zeros(heads, slots, width, dtype=dtype, device=device)
-                for _ in range(config.n_layers)
-            ]
+            return [_zeros((heads, slots, width), dtype, device) for _ in range(config.n_layers)]
 
         self.keys = allocate(key_dim)
         self.values = allocate(value_dim) if value_dim else [None] * config.n_layers
@@ -74,6 +73,15 @@ class KVStorage:
         """Bytes that one token takes in all layers together."""
         heads, key_dim, value_dim = config.cache_shape
         return config.n_layers * heads * (key_dim + value_dim) * dtype.itemsize
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros that, on a CPU, take memory only where they have been written to."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # torch writes its zeros; NumPy asks the system for pages that are zero when they are needed
+    content = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(content).view(dtype).view(shape)
 
 
 class PagedAttention(AttentionContext):
