@@ -15,6 +15,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Scope
 
+from astrai_serve.api.anthropic import MessagesHandler
+from astrai_serve.api.anthropic_requests import MessagesRequest
 from astrai_serve.api.backend import Engine
 from astrai_serve.api.envelopes import error_response
 from astrai_serve.api.errors import (
@@ -33,7 +35,7 @@ from astrai_serve.api.operation_routes import add_models, add_operation
 from astrai_serve.api.page import add_page
 from astrai_serve.api.protocol import JsonResponse, ProtocolHandler
 from astrai_serve.api.request_log import RequestLog
-from astrai_serve.api.response_models import ChatCompletion, Completion
+from astrai_serve.api.response_models import ChatCompletion, Completion, Message
 from astrai_serve.api.settings import ServerSettings
 from astrai_serve.api.shutdown import Shutdown
 from astrai_serve.api.text_routes import BODIES, TextRoutes
@@ -82,11 +84,13 @@ def create_app(
     completion = CompletionHandler(engine, tokenizer, settings, shutdown, limiter)
     _add_generation(app, "/v1/chat/completions", chat, ChatCompletionRequest, ChatCompletion)
     _add_generation(app, "/v1/completions", completion, CompletionRequest, Completion)
+    messages = MessagesHandler(engine, tokenizer, settings, shutdown, limiter)
+    _add_generation(app, "/v1/messages", messages, MessagesRequest, Message)
     add_models(app, engine, settings)
     TextRoutes(engine, tokenizer, settings, limiter).add_to(app)
     add_operation(app, engine, shutdown, rejected)
     add_page(app, _about(settings))
-    describe(app, [ChatCompletionRequest, CompletionRequest, *BODIES], settings)
+    describe(app, [ChatCompletionRequest, CompletionRequest, MessagesRequest, *BODIES], settings)
     _add_errors(app, refuse)
     # the last one added is the first one asked
     app.add_middleware(Guard, settings=settings, refuse=refuse)

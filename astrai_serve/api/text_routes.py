@@ -1,7 +1,7 @@
-"""Text and tokens without an answer: `/tokenize`, `/detokenize`, `/tokenizer_info`, `/render`.
+"""Text and tokens without an answer: tokenizing, rendering, counting.
 
-The first three speak as vLLM's do, which evaluation harnesses know. What is tokenized here is what
-a request would be tokenized to, by the same code.
+`/tokenize`, `/detokenize` and `/tokenizer_info` speak as vLLM's do, which evaluation harnesses
+know. What is tokenized here is what a request would be tokenized to, by the same code.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,12 +15,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from astrai_core.tokenizer import AutoTokenizer
+from astrai_serve.api.anthropic import count_tokens
+from astrai_serve.api.anthropic_requests import CountTokensRequest
 from astrai_serve.api.backend import Engine
 from astrai_serve.api.errors import InvalidRequestError, from_validation
 from astrai_serve.api.openai_requests import ChatCompletionRequest, check_model, parse_chat
 from astrai_serve.api.openapi import answers, body_of
 from astrai_serve.api.protocol import JsonResponse, parse_object
-from astrai_serve.api.response_models import Rendered, Text, TokenizerInfo, Tokens
+from astrai_serve.api.response_models import Rendered, Text, TokenCount, TokenizerInfo, Tokens
 from astrai_serve.api.settings import ServerSettings
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
@@ -46,11 +48,11 @@ class DetokenizeRequest(BaseModel):
     tokens: list[Annotated[int, Field(ge=0)]]
 
 
-BODIES = (TokenizeRequest, DetokenizeRequest)
+BODIES = (TokenizeRequest, DetokenizeRequest, CountTokensRequest)
 
 
 class TextRoutes:
-    """Answers the four.
+    """Answers all of them.
 
     Args:
         engine: tells the context.
@@ -77,6 +79,7 @@ class TextRoutes:
             ("/tokenize", self.tokenize, TokenizeRequest, Tokens),
             ("/detokenize", self.detokenize, DetokenizeRequest, Text),
             ("/render", self.render, ChatCompletionRequest, Rendered),
+            ("/v1/messages/count_tokens", self.count_tokens, CountTokensRequest, TokenCount),
         ):
             app.add_api_route(
                 path,
@@ -133,6 +136,11 @@ class TextRoutes:
         """What the template makes of a chat's body: text and tokens, as the model would read it."""
         ids = self._chat_ids(data)
         return {"prompt": self._decode(ids), "count": len(ids), "tokens": ids}
+
+    def count_tokens(self, data: dict[str, Any]) -> Mapping[str, object]:
+        """Tokens of the prompt that Anthropic's messages make."""
+        engine = self.engine
+        return count_tokens(data, self.tokenizer, self.settings.model_name, engine.max_context)
 
     async def tokenizer_info(self) -> Response:
         """Special tokens and the chat template."""
