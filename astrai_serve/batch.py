@@ -365,7 +365,8 @@ def answer(
     """
     import anyio
 
-    from astrai_serve.api.openai import ChatHandler, CompletionHandler
+    from astrai_serve.api.openai_chat import ChatHandler
+    from astrai_serve.api.openai_completions import CompletionHandler
     from astrai_serve.api.shutdown import Shutdown
 
     assert engine.tokenizer is not None, "requests are text"

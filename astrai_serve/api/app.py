@@ -28,7 +28,8 @@ from astrai_serve.api.errors import (
 )
 from astrai_serve.api.guards import Guard, RequestIds
 from astrai_serve.api.metrics import Counter
-from astrai_serve.api.openai import ChatHandler, CompletionHandler
+from astrai_serve.api.openai_chat import ChatHandler
+from astrai_serve.api.openai_completions import CompletionHandler
 from astrai_serve.api.openai_requests import ChatCompletionRequest, CompletionRequest
 from astrai_serve.api.openapi import answers, body_of, describe
 from astrai_serve.api.operation_routes import add_models, add_operation

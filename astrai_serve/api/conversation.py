@@ -188,6 +188,8 @@ class Conversation:
         if self.thinks is None or tokenizer.chat_template is None:
             return {}
         names = ("enable_thinking", "thinking")
+        if "reasoning_effort" in tokenizer.chat_template.source:
+            return {}  # which is a variable already
         known = [name for name in names if _has_name(tokenizer.chat_template.source, name)]
         if not known and (self.thinks or format_of(tokenizer).thoughts is not None):
             raise InvalidRequestError(

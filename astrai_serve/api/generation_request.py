@@ -56,6 +56,8 @@ class GenerationRequest:
     """The parameter to name when the form cannot be had."""
     echo: bool = False
     """Give the prompt back before the answer."""
+    tells_token_ids: bool = False
+    """Tell the ids of prompt and answer beside the text."""
     tells_prompt: bool = False
     """Tell the log-probabilities of the prompt in a list of their own."""
 

@@ -10,14 +10,18 @@ HI = [{"role": "user", "content": "hi"}]
 WRONG_CHATS = [
     ("messages", {"messages": []}),
     ("messages", {"messages": None}),
-    ("messages[0].role", {"messages": [{"role": "tool", "content": "x"}]}),
+    ("messages[0].role", {"messages": [{"role": "judge", "content": "x"}]}),
     ("messages[0].content", {"messages": [{"role": "user"}]}),
     ("messages[0].content", {"messages": [{"role": "user", "content": 3}]}),
     (
         "messages[0].content[0].type",
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
     ),
-    ("messages[1].tool_calls", {"messages": [*HI, {"role": "assistant", "tool_calls": [{}]}]}),
+    (
+        "messages[1].tool_calls[0].function",
+        {"messages": [*HI, {"role": "assistant", "tool_calls": [{}]}]},
+    ),
+    ("messages[1].audio", {"messages": [*HI, {"role": "assistant", "audio": {"id": "a"}}]}),
     ("temperature", {"temperature": 2.5}),
     ("temperature", {"temperature": "hot"}),
     ("temperature", {"temperature": True}),
@@ -40,7 +44,28 @@ WRONG_CHATS = [
     ("top_logprobs", {"logprobs": True, "top_logprobs": 21}),
     ("stream", {"stream": "yes"}),
     ("stream_options.include_usage", {"stream_options": {"include_usage": 1}}),
-    ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}),
+    ("tools[0].type", {"tools": [{"type": "custom", "custom": {"name": "f"}}]}),
+    ("tools[0].function.name", {"tools": [{"type": "function", "function": {"name": "f g"}}]}),
+    (
+        "tools",
+        {
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "x"}}}],
+            "tool_choice": "required",
+        },
+    ),
+    (
+        "tool_choice",
+        {
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+            "tool_choice": {"type": "function", "function": {"name": "g"}},
+        },
+    ),
+    ("chat_template_kwargs", {"chat_template_kwargs": {"tools": []}}),
+    ("continue_final_message", {"continue_final_message": True, "add_generation_prompt": True}),
+    (
+        "response_format",
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
+    ),
     ("tool_choice", {"tool_choice": "required"}),
     ("response_format", {"response_format": {"type": "json_schema"}}),
     ("store", {"store": True}),
