@@ -22,6 +22,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from astrai_core.atomic_folder import read_last
 from astrai_core.checkpoint import load_entry
@@ -185,6 +186,7 @@ class Run(LightningCLI):
             plugins=[*_listed(given.plugins), FolderCheckpointIO(self.model)],
             **kwargs,
         )
+        _refuse_forked_ranks(trainer, given.strategy)
         if self._continues and self.last is not None:
             layout = Layout.of(trainer, self.model, self.datamodule)
             layout.refuse_other_rows(Layout.saved(load_entry(self.last / STATE, "layout")))
@@ -325,6 +327,21 @@ class Run(LightningCLI):
         else:
             _say(f"weights of {path}")
         return options | {"ckpt_path": path}
+
+
+def _refuse_forked_ranks(trainer: Trainer, strategy: Any) -> None:
+    """Want each rank to be a command of its own.
+
+    Where the first process only waits for the ranks, it has no weights to hand back but by pickle,
+    writes the report of a run that it has not seen, and takes the signals that are meant for them.
+    """
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        name = strategy if isinstance(strategy, str) else type(strategy).__name__
+        raise ValueError(
+            f"trainer.strategy {name} starts ranks as a notebook must, from a process that only "
+            "waits for them: signals do not reach them, and the run could not be saved; set "
+            "trainer.strategy to ddp"
+        )
 
 
 def _has_weights(folder: Path) -> bool:

@@ -128,6 +128,8 @@ def test_a_broken_configuration_is_named(capsys, tmp_path, text, words):
         ("--model", "SEQModul", ["there is no class SEQModul"]),
         ("--checkpoint.keep", "0", ["checkpoint.keep must be at least 1, not 0"]),
         ("--seed_everything", "true", ["seed_everything must be a whole number"]),
+        ("--trainer.strategy", "ddp_spawn", ["trainer.strategy ddp_spawn", "set", "to ddp"]),
+        ("--trainer.strategy", "ddp_fork", ["trainer.strategy ddp_fork", "set", "to ddp"]),
     ],
 )
 def test_an_option_that_cannot_be_is_named(capsys, config, option, value, words):
