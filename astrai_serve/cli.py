@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from astrai_core.tokenizer import AutoTokenizer
     from astrai_serve.api import ServerSettings
     from astrai_serve.engine import InferenceEngine
+    from astrai_serve.engine.warm_up import Speed
     from astrai_serve.model_source import ModelSource
 
 PROGRAM = "astrai-serve"
@@ -147,7 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         # before the server ran, which has its own way of ending
         _fail(InterruptedError("interrupted while loading"), status=130)
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError:
+            raise  # nothing that is known to go wrong
         _fail(error, status=1)
     _leave()
 
@@ -168,6 +171,7 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
         print(f"AstrAI loads {options.model} ...", flush=True)
         from astrai_serve.api import ServerSettings, run_server
         from astrai_serve.engine import InferenceEngine
+        from astrai_serve.engine.warm_up import warm_up
         from astrai_serve.model_source import ModelSource, dtype_name
 
         _start_log(options)
@@ -203,7 +207,7 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
             log_requests=options.access_log,
             defaults=defaults,
         )
-        report = _report(options, settings, engine, source, port)
+        report = _report(options, settings, engine, source, port, warm_up(engine))
         run_server(
             engine,
             settings,
@@ -318,8 +322,9 @@ def _report(
     engine: "InferenceEngine",
     source: "ModelSource",
     port: int,
+    speed: "Speed",
 ) -> str:
-    """What this server is and can hold, on one screen."""
+    """What this server is, can hold and how fast it is, on one screen."""
     import torch
 
     from astrai_serve.engine.kv_storage import KVStorage
@@ -329,7 +334,6 @@ def _report(
     kv_dtype = source.dtype if config.kv_dtype == "auto" else getattr(torch, config.kv_dtype)
     pages = int(engine.stats()["num_pages"])
     tokens = pages * config.page_size
-    full = tokens // engine.max_context
     size = tokens * KVStorage.bytes_per_token(source.config, kv_dtype)
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http{'s' * (options.tls is not None)}://{host}:{port}"
@@ -339,8 +343,9 @@ def _report(
         f"{source.config.n_layers} layers, context {engine.max_context:,} tokens",
         "precision": f"{_precision(source)}, {threads} thread{'s' * (threads != 1)}",
         **({"adapter": f"{source.adapter}, merged"} if source.adapter else {}),
-        "KV cache": f"{tokens:,} tokens in pages of {config.page_size}, up to {size / 1e6:,.0f} "
-        f"MB: room for {full:,} full context{'s' * (full != 1)}",
+        "KV cache": f"{tokens:,} tokens in {pages:,} pages of {config.page_size}, up to "
+        f"{size / 1e6:,.0f} MB: {_room(tokens, engine.max_context)}",
+        "speed": f"{speed}; measured on {threads} thread{'s' * (threads != 1)}",
         "at once": f"{config.max_running_tasks} answers, {config.max_queued_tasks} more wait",
         "sampling": f"{settings.defaults}, for requests that do not say",
         "access": _access(options, settings),
@@ -348,6 +353,13 @@ def _report(
         "stop": "Ctrl-C",
     }
     return "\n".join(f"  {name:<10}{text}" for name, text in rows.items())
+
+
+def _room(tokens: int, max_context: int) -> str:
+    """How many conversations of what length the cache holds."""
+    lengths = [max_context, *(length for length in (8000, 2000) if 2 * length < max_context)]
+    told = [f"{tokens // length:,} of {length:,} tokens" for length in lengths[:3]]
+    return f"room for {' or '.join(told)} at once"
 
 
 def _precision(source: "ModelSource") -> str:

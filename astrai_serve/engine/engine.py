@@ -53,6 +53,7 @@ class InferenceEngine(GenerationEngine):
             assert model is not None, "an engine needs a model or a core"
             core = EngineCore.of_model(model, tokenizer, self.config)
         self._core = core
+        core.warm_up()
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._lock = threading.Lock()  # guards the next three, and the order of task ids
         self._open: dict[int, tuple[Task, TaskStream]] = {}
@@ -70,6 +71,11 @@ class InferenceEngine(GenerationEngine):
     def max_context(self) -> int:
         """Most tokens of prompt and answer together."""
         return self._core.max_context
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+        return self._core.vocab_size
 
     @property
     def max_tasks(self) -> int:
@@ -228,6 +234,10 @@ class InferenceEngine(GenerationEngine):
     def statistics(self) -> Statistics:
         """Durations, lengths and speeds since the start; any thread may read them."""
         return self._core.statistics
+
+    def restart_statistics(self) -> None:
+        """Forget what was measured so far; to be called while nothing runs."""
+        self._core.statistics = Statistics()
 
     def seconds_of_work(self) -> float | None:
         """Return how long the tasks there are will take; None before speeds are known."""

@@ -1,0 +1,59 @@
+"""What the first request would pay for, paid at the start, and how fast the engine is then."""
+
+import time
+from dataclasses import dataclass
+
+from astrai_core.generation import FinishReason, SamplingParams
+from astrai_serve.engine.engine import InferenceEngine
+from astrai_serve.engine.task import GenerationFailedError
+
+_PROMPT_TOKENS = 128
+_ANSWER_TOKENS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Tokens a second of one task alone."""
+
+    prefill: float
+    """Of its prompt, until the first token is there."""
+    decode: float
+    """Of its answer, after the first token."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.prefill:,.0f} prompt tokens/s, {self.decode:,.0f} tokens/s of an answer alone"
+        )
+
+
+def warm_up(engine: InferenceEngine) -> Speed:
+    """Compute one short task for what is compiled and allocated by it, and time a second one.
+
+    What both leave in the cache and in the engine's statistics is forgotten, but for the speeds.
+
+    Raises:
+        GenerationFailedError: the model cannot compute a step.
+    """
+    _run(engine)
+    num_prompt, num_answer, prefill, decode = _run(engine)
+    engine.update_weights()  # drops the cached prefixes
+    engine.restart_statistics()
+    engine.statistics.prefill.add(num_prompt, prefill)
+    engine.statistics.decode.add(num_answer, decode)
+    return Speed(prefill=num_prompt / prefill, decode=num_answer / decode)
+
+
+def _run(engine: InferenceEngine) -> tuple[int, int, float, float]:
+    """Return the tokens of prompt and answer, and the seconds for each."""
+    room = engine.max_context
+    num_answer = max(2, min(_ANSWER_TOKENS + 1, room // 2))
+    num_prompt = max(1, min(_PROMPT_TOKENS, room - num_answer))
+    prompt = [token % engine.vocab_size for token in range(num_prompt)]
+    params = SamplingParams(temperature=0, max_tokens=num_answer, ignore_eos=True)
+    engine.update_weights()  # so that the second run computes its prompt, too
+    times = [time.perf_counter()]
+    for event in engine.submit(prompt, params):
+        if event.finish is not None and event.finish.reason is FinishReason.ERROR:
+            raise GenerationFailedError(f"the first step failed: {event.finish.message}")
+        times += [time.perf_counter()] * bool(event.token_ids)
+    return num_prompt, num_answer - 1, times[1] - times[0], max(times[-1] - times[1], 1e-9)
