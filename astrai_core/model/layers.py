@@ -7,6 +7,15 @@ from torch import Tensor, nn
 INIT_STD = 0.02
 
 
+def draw_(weight: Tensor, std: float = INIT_STD) -> None:
+    """Draw a normal matrix, in place; on the meta device there is nothing to draw.
+
+    torch would do it there, by importing its compiler: a second and 90 MB at every start.
+    """
+    if not weight.is_meta:
+        nn.init.normal_(weight, std=std)
+
+
 class Linear(nn.Module):
     """`y = x W^T (+ b)`; weight (out, in)."""
 
@@ -20,7 +29,7 @@ class Linear(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the weight; zero the bias."""
-        nn.init.normal_(self.weight, std=INIT_STD)
+        draw_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -39,7 +48,7 @@ class Embedding(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the matrix."""
-        nn.init.normal_(self.weight, std=INIT_STD)
+        draw_(self.weight)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (...) to (..., dim)."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from astrai_core.model.config import ModelConfig
 from astrai_core.model.feed_forward import MLP
-from astrai_core.model.layers import INIT_STD, Linear
+from astrai_core.model.layers import Linear, draw_
 
 # added to a sum of weights before dividing by it, as DeepSeek does
 _TINY = 1e-20
@@ -56,7 +56,7 @@ class Router(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the weight; zero the bias."""
-        nn.init.normal_(self.weight, std=INIT_STD)
+        draw_(self.weight)
         if self.e_score_correction_bias is not None:
             nn.init.zeros_(self.e_score_correction_bias)
 
@@ -149,7 +149,7 @@ class DeepSeekMoE(nn.Module):
             up = grouped_linear(x, ends, [expert.up_proj.weight for expert in experts])
             inner = F.silu(gate) * up
             return grouped_linear(inner, ends, [expert.down_proj.weight for expert in experts])
-        return _visit_uncompiled(self.experts, x, ends)
+        return _visit_each(self.experts, x, ends)
 
     def _is_plain(self) -> bool:
         return all(
@@ -172,10 +172,9 @@ def _visit_each(experts: nn.ModuleList, x: Tensor, ends: Tensor) -> Tensor:
     )
 
 
-# how many rows an expert has is known when it runs, not when it is compiled
-_visit_uncompiled = cast(
-    "Callable[[nn.ModuleList, Tensor, Tensor], Tensor]", torch.compiler.disable(_visit_each)
-)
+# How many rows an expert has is known when it runs, not compiled. `torch.compiler.disable`
+# leaves this mark, but importing the compiler for it costs every start a second and 90 MB.
+_visit_each._torchdynamo_disable = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _autocast(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from astrai_core.model.attention import GQA, MLA, Rotation
 from astrai_core.model.attention_context import AttentionContext, PackedAttention
 from astrai_core.model.config import ModelConfig
 from astrai_core.model.feed_forward import MLP
-from astrai_core.model.layers import INIT_STD, Embedding, Linear, RMSNorm
+from astrai_core.model.layers import INIT_STD, Embedding, Linear, RMSNorm, draw_
 from astrai_core.model.lora import Adapter
 from astrai_core.model.moe import DeepSeekMoE, Routing
 from astrai_core.model.rotary import RotaryEmbedding
@@ -80,7 +80,7 @@ class Transformer(nn.Module):
         std = INIT_STD * (2 * self.config.n_layers) ** -0.5
         for name, parameter in self.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
-                nn.init.normal_(parameter, std=std)
+                draw_(parameter, std)
 
     @property
     def output_weight(self) -> nn.Parameter:
