@@ -350,7 +350,7 @@ def inspect_files(options: InspectOptions) -> None:
     if options.window_size:
         shown = show_rows(storage, tokenizer, options.window_size, options.first, count, marks)
         cut = Truncation.of(storage, options.window_size)
-        counts["cut" if stage == "seq" else "too long"] = cut.describe(storage)
+        counts["windows" if stage == "seq" else "too long"] = cut.describe(storage)
         if stage != "seq":
             shown = chain(shown, show_too_long(storage, tokenizer, cut, count, marks))
     else:

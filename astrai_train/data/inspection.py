@@ -17,6 +17,7 @@ from astrai_train.data.packing import (
     samples_row,
     stream_row,
 )
+from astrai_train.data.records import LONGEST_DOCUMENT
 from astrai_train.data.storage import Storage
 from astrai_train.data.tokenizing import end_of_text_id
 from astrai_train.data.truncation import Truncation
@@ -50,7 +51,15 @@ def summary(storage: Storage, tokenizer: AutoTokenizer) -> dict[str, str]:
         "text": f"{size:,} bytes, {size / max(tokens - control, 1):.2f} bytes per token",
         "length": f"median {int(np.median(lengths)):,}, longest {int(lengths.max()):,} tokens "
         f"({storage.place(int(lengths.argmax()))})",
-    }
+    } | ({"cut": _describe_cuts(storage)} if storage.cuts else {})
+
+
+def _describe_cuts(storage: Storage) -> str:
+    place = storage.place(storage.cuts[0])
+    return (
+        f"documents of text files were longer than {LONGEST_DOCUMENT:,} bytes and were cut in "
+        f"{len(storage.cuts):,} places, at the end of {place} first; no token is lost"
+    )
 
 
 def show_samples(
@@ -109,7 +118,10 @@ def show_too_long(
 
 def _head(storage: Storage, sample: int) -> Text:
     length = len(storage.input_ids[sample])
-    return Text(f"sample {sample}, {storage.place(sample)}, {length} tokens\n", _HEADING)
+    text = Text(f"sample {sample}, {storage.place(sample)}, {length} tokens", _HEADING)
+    if sample in storage.cuts:
+        text.append(": ✂ its document was too long and goes on in the next sample", _CUT)
+    return text.append("\n")
 
 
 def show_rows(

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from astrai_train.data.storage import FORMAT_VERSION, Header, whole_file
+from astrai_train.data.storage import FORMAT_VERSION, Header, read_cuts, whole_file, write_cuts
 from astrai_train.data.tokenizing import column_names
 
 _PIECE = 1 << 20
@@ -69,15 +69,17 @@ def join_h5(paths: Sequence[Path], out: Path, header: Header, inputs: str) -> No
         file.attrs["inputs"] = inputs
         lines = file.create_dataset("origin/lines", shape=(samples,), dtype=np.int64)
         columns = [_Column(file, name, samples, parts) for name in names]
-        first = 0
+        first, cuts = 0, list[int]()
         for path, part in zip(paths, parts, strict=True):
             with h5py.File(path, "r") as source:
                 lines[first : first + part.samples] = _dataset(source, "origin/lines")[...]
+                cuts += [first + cut for cut in read_cuts(source)]
                 for column in columns:
                     column.take(source, first)
             first += part.samples
         for column in columns:
             column.close()
+        write_cuts(file, cuts)
 
 
 class _Column:

@@ -50,6 +50,9 @@ class Record:
     content: Mapping[str, Any]
     size: int
     """Bytes of the file it takes, for progress."""
+    goes_on: bool = False
+    """Whether it is a document of a text file that was too long, whose next part is the next
+    record."""
 
     @property
     def place(self) -> str:

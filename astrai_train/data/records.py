@@ -2,10 +2,12 @@
 
 import json
 import logging
+import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 from astrai_train.data.json_array import json_items
 from astrai_train.data.parquet import parquet_rows
@@ -20,9 +22,8 @@ _JSON_LINES = (".jsonl", ".ndjson")
 _TEXT = (".txt", ".text", ".md")
 _PREPARED = (".h5", ".hdf5")
 SUFFIXES = (*_JSON_LINES, ".json", ".parquet", *_TEXT)
-_LONGEST_DOCUMENT = 1 << 20
+LONGEST_DOCUMENT = 1 << 20
 """Bytes of a text file's document; a longer one is cut, so that it need not be held whole."""
-
 
 Unusable = Literal["refuse", "skip"]
 """What happens to a record that cannot be used."""
@@ -115,27 +116,34 @@ def _json_lines(path: Path, unusable: Unusables | None) -> Iterator[Record]:
 
 def _documents(path: Path, unusable: Unusables | None) -> Iterator[Record]:
     document = _Document(path, 1)
+    before: _Document | None = None  # a part of a document, until it is known whether more follows
     found, num_cuts = False, 0
-    for number, line, size in _lines(path, unusable):
+    for number, line, size in _lines(path, unusable, LONGEST_DOCUMENT):
         is_end = line.strip() == DOCUMENT_END
-        is_cut = not is_end and document.size + size > _LONGEST_DOCUMENT
-        if is_end or is_cut:
+        if is_end or document.size + size > LONGEST_DOCUMENT:
             if not document.is_blank:
-                found = True
-                yield document.record()
-                num_cuts += is_cut
+                if before is not None:
+                    yield before.record(goes_on=True)
+                    num_cuts += 1
+                found, before = True, document
+            if is_end and before is not None:
+                yield before.record()
+                before = None
             document = _Document(path, number + is_end)
         if not is_end:
             document.lines.append(line)
             document.size += size
+    if before is not None:
+        yield before.record(goes_on=not document.is_blank)
+        num_cuts += not document.is_blank
     if not document.is_blank or not found:
         yield document.record()
     if num_cuts:
         _log.warning(
-            "%s has documents longer than %d bytes, which were cut at %d line ends; a line that "
-            "holds only %s marks the end of a document",
+            "%s has documents longer than %d bytes, which were cut in %d places; a line that holds "
+            "only %s marks the end of a document",
             path,
-            _LONGEST_DOCUMENT,
+            LONGEST_DOCUMENT,
             num_cuts,
             DOCUMENT_END,
         )
@@ -154,15 +162,23 @@ class _Document:
     def is_blank(self) -> bool:
         return not any(line.strip() for line in self.lines)
 
-    def record(self) -> Record:
+    def record(self, goes_on: bool = False) -> Record:
         text = "".join(self.lines).strip("\r\n")
-        return Record(file=self.file, line=self.first_line, content={"text": text}, size=self.size)
+        return Record(
+            file=self.file,
+            line=self.first_line,
+            content={"text": text},
+            size=self.size,
+            goes_on=goes_on,
+        )
 
 
-def _lines(path: Path, unusable: Unusables | None) -> Iterator[tuple[int, str, int]]:
-    """Number, text and bytes of each line."""
+def _lines(
+    path: Path, unusable: Unusables | None, longest: int | None = None
+) -> Iterator[tuple[int, str, int]]:
+    """Number, text and bytes of each line; one with more bytes than `longest` comes in pieces."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(file, 1) if longest is None else _cut_lines(file, longest):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -174,6 +190,28 @@ def _lines(path: Path, unusable: Unusables | None) -> Iterator[tuple[int, str, i
                 )
             else:
                 yield number, text, len(line)
+
+
+def _cut_lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes]]:
+    """Number and content of each line, or of pieces of one that end between two characters."""
+    number, rest = 1, b""
+    while read := file.readline(longest - len(rest)):
+        line, rest = rest + read, b""
+        is_whole = line.endswith(b"\n")
+        if not is_whole and (begun := _BEGUN_CHARACTER.search(line, max(len(line) - 3, 0))):
+            # at the end of the file there is no more of it, and decoding will say so
+            more = file.read(1)
+            file.seek(-len(more), os.SEEK_CUR)
+            if more:
+                line, rest = line[: begun.start()], begun[0]
+        yield number, line
+        number += is_whole
+
+
+_BEGUN_CHARACTER = re.compile(
+    rb"(?:[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4][\x80-\xbf]{0,2})\Z"
+)
+"""The first bytes of a UTF-8 character that lacks its last."""
 
 
 def _refuse(place: str, reason: str, unusable: Unusables | None) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, get_args
 
@@ -95,6 +95,8 @@ class Storage:
         columns: those of the stage, see `tokenizing`.
         sources: the files of records and how many samples came of each, in order.
         lines: for each sample its line in its file.
+        cuts: numbers of the documents that go on in the next one, since a text file had one that
+            was too long.
     """
 
     def __init__(
@@ -103,11 +105,13 @@ class Storage:
         columns: Mapping[str, Ragged],
         sources: Sequence[tuple[str, int]],
         lines: NDArray[np.int64],
+        cuts: Sequence[int] = (),
     ) -> None:
         self.stage: Stage = stage
         self.columns = dict(columns)
         self.sources = list(sources)
         self.lines = lines
+        self.cuts = tuple(cuts)
         self.files: list[Path] = []
         """The files that were opened."""
 
@@ -132,6 +136,8 @@ class Storage:
             columns,
             [(name, sum(count for _, count in group)) for name, group in files],
             np.repeat(np.array([record.line for record in records], dtype=np.int64), counts),
+            # only documents are cut, and each of them is one sample
+            [number for number, record in enumerate(records) if record.goes_on],
         )
 
     @classmethod
@@ -146,7 +152,12 @@ class Storage:
         }
         sources = groupby((one for part in parts for one in part.sources), lambda source: source[0])
         counts = [(name, sum(count for _, count in group)) for name, group in sources]
-        return cls(first.stage, columns, counts, np.concatenate([part.lines for part in parts]))
+        starts = accumulate(map(len, parts), initial=0)
+        cuts = [
+            start + cut for start, part in zip(starts, parts, strict=False) for cut in part.cuts
+        ]
+        lines = np.concatenate([part.lines for part in parts])
+        return cls(first.stage, columns, counts, lines, cuts)
 
     def __len__(self) -> int:
         return len(self.columns["input_ids"])
@@ -243,6 +254,7 @@ class H5Storage(Storage):
             {name: _read_column(self.path, file, name) for name in column_names(self.header.stage)},
             [(str(name), int(count)) for name, count in json.loads(attributes["sources"])],
             _mapped(self.path, _dataset(file, "origin/lines")),
+            read_cuts(file),
         )
         self._trained_tokens = int(attributes["trained_tokens"])
         counts = {len(column) for column in self.columns.values()}
@@ -267,7 +279,7 @@ class JSONStorage(Storage):
         self, path: Path, stage: Stage, tokenizer: AutoTokenizer, answers: Answers = "all"
     ) -> None:
         whole = Storage.of_records(list(read_records(path)), stage, tokenizer, answers)
-        super().__init__(stage, whole.columns, whole.sources, whole.lines)
+        super().__init__(stage, whole.columns, whole.sources, whole.lines, whole.cuts)
 
 
 def open_storage(
@@ -325,8 +337,23 @@ def write_h5(path: Path, header: Header, storage: Storage, inputs: str = "") -> 
         file.attrs["sources"] = json.dumps(storage.sources, ensure_ascii=False)
         file.attrs["inputs"] = inputs
         file.create_dataset("origin/lines", data=storage.lines)
+        write_cuts(file, storage.cuts)
         for name, column in storage.columns.items():
             _write_column(file.create_group(name), column)
+
+
+_CUTS = "origin/cuts"
+
+
+def write_cuts(file: h5py.File, cuts: Sequence[int]) -> None:
+    """Note which documents go on in the next one, if any do."""
+    if cuts:
+        file.create_dataset(_CUTS, data=np.array(cuts, dtype=np.int64))
+
+
+def read_cuts(file: h5py.File) -> list[int]:
+    """Return what `write_cuts` has noted."""
+    return _dataset(file, _CUTS)[...].tolist() if _CUTS in file else []
 
 
 @contextmanager

@@ -8,6 +8,8 @@ import time
 import psutil
 import pytest
 
+from astrai_train.data import prepare as preparing
+from astrai_train.data import records
 from astrai_train.data.cli import main
 from astrai_train.data.storage import H5Storage, JSONStorage
 
@@ -61,10 +63,10 @@ def test_from_text_to_what_is_taught(folder, capsys):
     assert "bytes per token" in capsys.readouterr().out
 
 
-def inspected(capsys, folder, stage, records, window=40):
+def inspected(capsys, folder, stage, lines, window=40):
     """What `inspect` shows of records in rows of a window, colours as marks."""
     file = folder / f"{stage}.jsonl"
-    file.write_text("".join(json.dumps(one) + "\n" for one in records))
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
     options = ["--tokenizer", str(folder / "tok"), "--stage", stage, "--window-size", str(window)]
     main(["inspect", str(file), *options])
     return capsys.readouterr().out
@@ -74,7 +76,7 @@ LONG = "abcdefghijklmnopqrstuvwxyz " * 3
 
 
 @pytest.mark.parametrize(
-    ("stage", "records", "what", "others"),
+    ("stage", "lines", "what", "others"),
     [
         ("sft", [{"prompt": "Hi", "completion": answer} for answer in ("a", LONG)], "samples", 0),
         (
@@ -96,9 +98,9 @@ LONG = "abcdefghijklmnopqrstuvwxyz " * 3
     ],
 )
 def test_what_is_too_long_is_shown_with_what_is_lost(
-    folder, capsys, tokenizer, stage, records, what, others
+    folder, capsys, tokenizer, stage, lines, what, others
 ):
-    shown = inspected(capsys, folder, stage, records)
+    shown = inspected(capsys, folder, stage, lines)
     storage = JSONStorage(folder / f"{stage}.jsonl", stage, tokenizer)
     lost = storage.record_starts[1]
     lengths = storage.input_ids.lengths
@@ -117,7 +119,7 @@ def test_what_is_too_long_is_shown_with_what_is_lost(
     total = int(lengths[lost:].sum())
     assert f"too long   1 of 2 {what} have more than 40 tokens: refused, or with" in shown
     assert f"{total} tokens lost" in shown
-    whole = inspected(capsys, folder, stage, records, window=400)
+    whole = inspected(capsys, folder, stage, lines, window=400)
     assert f"too long   none of 2 {what}\n" in whole
     assert "⟪" not in whole
 
@@ -129,10 +131,29 @@ def test_documents_that_rows_cut_are_shown(folder, capsys, tokenizer):
     place = f"of {folder / 'seq'}.jsonl line 2"
     assert f"✂ {length - here} tokens {place} follow in later rows" in shown
     assert f"✂ {here} tokens {place} are in earlier rows" in shown
-    assert "cut        1 of 2 documents go on in another row; no token is lost" in shown
+    assert "windows    1 of 2 documents go on in another row; no token is lost" in shown
     whole = inspected(capsys, folder, "seq", [{"text": "a"}, {"text": LONG}], window=400)
     assert "✂" not in whole
-    assert "cut        0 of 2 documents" in whole
+    assert "windows    0 of 2 documents" in whole
+
+
+def test_documents_that_were_too_long_for_one_are_shown(folder, capsys, monkeypatch):
+    monkeypatch.setattr(records, "LONGEST_DOCUMENT", 100)
+    file, out = folder / "a.txt", folder / "a.h5"
+    file.write_text("short\n<|endoftext|>\n" + f"{LONG}\n" * 3)
+    tokenizer = ["--tokenizer", str(folder / "tok")]
+    options = [*tokenizer, "--workers=1", "--out", str(out), "--input", str(file), str(file)]
+    monkeypatch.setattr(preparing, "_PART_RECORDS", 3)
+    main(["prepare", "--stage=seq", *options])
+    for given, cuts in ((str(file), 2), (str(out), 4)):
+        capsys.readouterr()
+        main(["inspect", given, *tokenizer, "--count", "4"])
+        shown = capsys.readouterr().out
+        assert shown.count("✂ its document was too long and goes on in the next sample") == 2
+        for number, is_cut in enumerate([False, True, True, False]):
+            (heading,) = (one for one in shown.splitlines() if one.startswith(f"sample {number},"))
+            assert ("✂" in heading) == is_cut
+        assert f"were cut in {cuts} places, at the end of {file} line 3 first" in shown
 
 
 def test_sigterm_ends_preparing_and_its_processes(folder, texts):

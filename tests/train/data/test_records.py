@@ -1,5 +1,7 @@
 import pyarrow
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from astrai_train.data import records as records_file
@@ -112,7 +114,7 @@ def test_parquet_rows_are_records(tmp_path):
 
 
 def test_a_long_document_is_cut_at_line_ends_and_that_is_said(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(records_file, "_LONGEST_DOCUMENT", 10)
+    monkeypatch.setattr(records_file, "LONGEST_DOCUMENT", 20)
     lines = ["12345\n", "678\n", "a very long line\n", "<|endoftext|>\n", "x\n"]
     (tmp_path / "a.txt").write_text("".join(lines))
     records = list(read_records(tmp_path / "a.txt"))
@@ -122,7 +124,8 @@ def test_a_long_document_is_cut_at_line_ends_and_that_is_said(tmp_path, monkeypa
         "x",
     ]
     assert [record.line for record in records] == [1, 3, 5]
-    assert "which were cut at 1 line ends" in caplog.text
+    assert [record.goes_on for record in records] == [True, False, False]
+    assert "which were cut in 1 places" in caplog.text
 
 
 def test_lines_that_are_no_record_can_be_left_out_and_are_told(tmp_path):
@@ -133,3 +136,38 @@ def test_lines_that_are_no_record_can_be_left_out_and_are_told(tmp_path):
     assert [one.place for one in unusable] == [f"{file} line {n}" for n in (2, 3, 4)]
     assert "is not JSON" in unusable[0].reason
     assert "is not UTF-8" in unusable[2].reason
+
+
+@given(
+    st.lists(st.text("aé你🙂 \n", max_size=40), min_size=1, max_size=4),
+    st.integers(16, 50),  # the mark is no longer than that
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_long_documents_are_cut_between_characters_and_nothing_is_lost(tmp_path, texts, longest):
+    """A line may be longer than memory too: no more than a piece of it is read at once."""
+    documents = [text.strip("\n ") for text in texts]
+    documents = [text for text in documents if text] or ["a"]
+    path = write(tmp_path / "a.txt", f"\n{records_file.DOCUMENT_END}\n".join(documents))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            records_file, "LONGEST_DOCUMENT", max(longest, len(records_file.DOCUMENT_END) + 1)
+        )
+        found = list(read_records(path))
+        longest = records_file.LONGEST_DOCUMENT
+    joined = [""]
+    for record in found:
+        assert len(record.text().encode()) <= longest
+        joined[-1] += record.text()
+        if not record.goes_on:
+            joined.append("")
+    assert joined.pop() == ""
+    # line ends at a cut are no part of either document
+    assert [text.replace("\n", "") for text in joined] == [
+        text.replace("\n", "") for text in documents
+    ]
+
+
+def test_a_character_that_the_end_of_a_file_cuts_is_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes("你好".encode()[:-1])
+    with pytest.raises(ValueError, match="line 1 is not UTF-8: byte 4"):
+        list(read_records(tmp_path / "a.txt"))
