@@ -113,7 +113,7 @@ def test_two_ranks_go_on_bit_by_bit(world, objective):
 def test_sigterm_to_one_rank_stops_both(world, objective):
     run = f"{objective}-2-SIGTERM"
     stopped = world.start(run, objective, *TWO, SLOW="0.2")
-    stopped.wait_for("step 3 of 14")
+    stopped.wait_for("step 3 of")  # ranks have fewer steps where the data ends before the limit
     stopped.send(signal.SIGTERM)
     assert "stopped by SIGTERM after step" in stopped.end(143)
     world.start(run, objective, *TWO).end()
