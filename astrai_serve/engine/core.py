@@ -129,6 +129,11 @@ class EngineCore:
         """Whether a step has anything to do."""
         return self.scheduler.has_tasks
 
+    def warm_up(self) -> None:
+        """Begin with what would hold a step up later; returns at once."""
+        if self._grammars is not None:
+            self._grammars.warm_up()
+
     def matcher_of(self, params: SamplingParams) -> Matcher | None:
         """Compile what the parameters say of the output's form; any thread may, and waits for it.
 

@@ -147,7 +147,9 @@ class LLM(GenerationEngine):
     def close(self) -> None:
         """Free the KV cache; the model itself is the caller's."""
         with self._lock:
-            self._core = None
+            core, self._core = self._core, None
+            if core is not None:
+                core.close()
 
     def _open_core(self) -> EngineCore:
         if self._core is None:

@@ -1,10 +1,11 @@
 """Structured output: which tokens may come next so that a completion keeps a form.
 
-A form becomes a grammar in a thread of its own, within limits, and is kept by its content. Every
-task walks its own copy, token by token as they are chosen; so neither preemption nor batch-mates
-touch it. R rows that sample, V tokens.
+A form becomes a grammar in a thread of its own, within limits and after a trial in a process that
+can be stopped, and is kept by its content. Every task walks its own copy, token by token as they
+are chosen; so neither preemption nor batch-mates touch it. R rows that sample, V tokens.
 """
 
+import importlib.util
 import json
 import threading
 from collections import OrderedDict
@@ -19,18 +20,19 @@ from torch import Tensor
 
 from astrai_core.generation import Structure
 from astrai_core.tokenizer import AutoTokenizer
+from astrai_serve.engine.grammar_trial import GrammarTrial, compiled
 from astrai_serve.engine.task import RefusedError, Task
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance import LLMatcher, LLTokenizer
 
 MAX_CHARACTERS = 20_000
 MAX_CHOICES = 1_000
 MAX_DEPTH = 32
 COMPILE_SECONDS = 5.0
+# shorter, so that who comes behind a form without an end still gets a turn
+TRIAL_SECONDS = 2.5
 NUM_KEPT = 64
-# white space in JSON is a space or a line's start: a small model would write it without end
-_WHITESPACE = r"( |\n[ \t]{0,12})"
 
 
 class GrammarCompiler:
@@ -58,6 +60,7 @@ class GrammarCompiler:
         self._kept: OrderedDict[Structure, LLMatcher | RefusedError] = OrderedDict()
         # one thread: a client's hard grammars may not take every core from the engine
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="astrai-grammar")
+        self._trial = GrammarTrial()
         self._tokenizer: LLTokenizer | None = None
 
     @classmethod
@@ -86,9 +89,18 @@ class GrammarCompiler:
             raise RefusedError(str(known))
         return Matcher(known.deep_copy(), self.end_ids, lambda: self._forget(structure))
 
+    def warm_up(self) -> None:
+        """Build what every form needs, in the worker; a step beside it would wait for it.
+
+        llguidance sorts the vocabulary with Python's lock held, half a second for 32,000 tokens.
+        """
+        if importlib.util.find_spec("llguidance") is not None:
+            self._worker.submit(self._shared_tokenizer)
+
     def close(self) -> None:
         """Compile nothing more."""
         self._worker.shutdown(wait=False, cancel_futures=True)
+        self._trial.close()
 
     def _compile(self, structure: Structure) -> "LLMatcher | RefusedError":
         try:
@@ -99,42 +111,46 @@ class GrammarCompiler:
             return future.result(COMPILE_SECONDS)
         except TimeoutError:
             future.cancel()
-            raise RefusedError(
-                f"{_name(structure)} was not compiled within {COMPILE_SECONDS:g} seconds; make it "
-                "simpler"
-            ) from None
+            raise RefusedError(_too_slow(structure, COMPILE_SECONDS)) from None
 
     def _work(self, structure: Structure) -> "LLMatcher | RefusedError":
         """Compile in the worker's thread, unless somebody asked for the same just before."""
         known = self._find(structure)
         if known is not None:
             return known
-        try:
-            import llguidance
-        except ImportError:
+        if importlib.util.find_spec("llguidance") is None:
             return RefusedError("structure needs llguidance: install astrai[serve]")
-        if self._tokenizer is None:
-            self._tokenizer = llguidance.LLTokenizer(
-                cast("Any", self._vocabulary()),
-                eos_token=sorted(self.end_ids),
-            )
-        matcher = llguidance.LLMatcher(
-            self._tokenizer, _grammar_of(structure), log_level=0, limits=_limits()
-        )
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # the first is the slowest, and shows what has no answer
-        made: LLMatcher | RefusedError = matcher
-        if matcher.is_error():
-            reason = _first_line(matcher.get_error())
-            made = RefusedError(f"{_name(structure)} cannot be used: {reason}")
+        made: LLMatcher | RefusedError
+        try:
+            reason = self._trial.failure(structure, TRIAL_SECONDS)
+        except TimeoutError:
+            made = RefusedError(_too_slow(structure, TRIAL_SECONDS))
+        else:
+            matcher = None
+            if reason is None:
+                matcher = compiled(structure, self._shared_tokenizer())
+                reason = matcher.get_error() if matcher.is_error() else None
+            if matcher is None or reason is not None:
+                reason = _first_line(reason or "")
+                made = RefusedError(f"{_name(structure)} cannot be used: {reason}")
+            else:
+                made = matcher
         with self._lock:
             self._kept[structure] = made
             if len(self._kept) > NUM_KEPT:
                 self._kept.popitem(last=False)
         return made
 
-    def _vocabulary(self) -> "_Vocabulary":
-        return _Vocabulary(self._vocab_size, self.end_ids, self._token_bytes, self._encode)
+    def _shared_tokenizer(self) -> "LLTokenizer":
+        """The vocabulary in llguidance's form; only the worker asks."""
+        if self._tokenizer is None:
+            from llguidance import LLTokenizer
+
+            vocabulary = _Vocabulary(
+                self._vocab_size, self.end_ids, self._token_bytes, self._encode
+            )
+            self._tokenizer = LLTokenizer(cast("Any", vocabulary), eos_token=sorted(self.end_ids))
+        return self._tokenizer
 
     def _find(self, structure: Structure) -> "LLMatcher | RefusedError | None":
         with self._lock:
@@ -279,40 +295,6 @@ class _Vocabulary:
         return self._encode(text if isinstance(text, str) else text.decode())
 
 
-def _limits() -> "LLParserLimits":
-    import llguidance
-
-    return llguidance.LLParserLimits(
-        initial_lexer_fuel=500_000,
-        step_lexer_fuel=200_000,
-        max_lexer_states=50_000,
-        max_grammar_size=50_000,
-        verbose_errors=False,
-    )
-
-
-def _grammar_of(structure: Structure) -> str:
-    from llguidance import LLMatcher
-
-    if structure.json_schema is not None:
-        return LLMatcher.grammar_from_json_schema(
-            structure.json_schema,
-            # nothing of a schema is silently left out, whatever the schema itself says
-            overrides={"whitespace_pattern": _WHITESPACE, "lenient": False, "coerce_one_of": False},
-        )
-    if structure.regex is not None:
-        return LLMatcher.grammar_from_regex(structure.regex)
-    if structure.choice is not None:
-        return LLMatcher.grammar_from_regex("|".join(map(_literal, structure.choice)))
-    assert structure.grammar is not None
-    return LLMatcher.grammar_from_lark(structure.grammar)
-
-
-def _literal(text: str) -> str:
-    """A regular expression for this very text."""
-    return "".join(c if c.isascii() and c.isalnum() else f"\\x{{{ord(c):x}}}" for c in text)
-
-
 def _check_size(structure: Structure) -> None:
     """Refuse what is too large before any work is spent on it.
 
@@ -357,6 +339,10 @@ def _check_schema(text: str) -> None:
 def _name(structure: Structure) -> str:
     names = ("json_schema", "regex", "choice", "grammar")
     return next(name for name in names if getattr(structure, name) is not None)
+
+
+def _too_slow(structure: Structure, seconds: float) -> str:
+    return f"{_name(structure)} was not compiled within {seconds:g} seconds; make it simpler"
 
 
 def _first_line(text: str) -> str:

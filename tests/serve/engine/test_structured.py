@@ -5,10 +5,13 @@ What comes out is judged by Python's own json, re and jsonschema, which know not
 
 import json
 import re
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema
+import psutil
 import pytest
 import torch
 
@@ -187,6 +190,76 @@ def test_a_compiler_that_takes_too_long_is_not_waited_for(tokenizer, monkeypatch
     compiler.close()
     with pytest.raises(RefusedError, match="closed"):
         compiler.matcher(Structure(regex="b"))
+
+
+HOSTILE = [
+    Structure.of_json({"type": "integer", "multipleOf": 9_999_991}),
+    Structure.of_json({"type": "array", "items": {"type": "integer", "multipleOf": 7_777_777}}),
+    Structure(regex="(.*a){300}(.*b){300}"),
+    Structure(regex="(a|b)*a(a|b){4000}"),
+    Structure(regex="(([a-z]{1,500}){1,500}){1,500}"),
+    Structure(grammar='start: e\ne: e e | "a" | e "+" e | ""\n'),
+]
+
+
+@pytest.mark.parametrize("form", HOSTILE, ids=lambda form: f"{form!s:.70}")
+def test_a_hostile_form_stalls_neither_the_engine_nor_other_forms(
+    model, tokenizer, monkeypatch, form
+):
+    """Answers go on while it is compiled and followed, and the next form is served."""
+    monkeypatch.setattr("astrai_serve.engine.structured.TRIAL_SECONDS", 1.5)
+    monkeypatch.setattr("astrai_serve.engine.structured.COMPILE_SECONDS", 30.0)
+    engine = InferenceEngine(model, tokenizer, EngineConfig(page_size=4, num_pages=128))
+    other = Structure(choice=("是",))
+    engine.generate([[1]], sampled(other))  # the vocabulary is known
+    before = psutil.Process().memory_info().rss
+    gaps, last = [], time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(engine.generate, [[1]], sampled(form, max_tokens=40))
+        while not asked.done() or len(gaps) < 3:
+            engine.generate([[5, 6]], SamplingParams(max_tokens=2, ignore_eos=True))
+            gaps.append(time.monotonic() - last)
+            last += gaps[-1]
+        error = asked.exception()
+    assert error is None or isinstance(error, RefusedError | GenerationFailedError)
+    # far below the time that such a form takes, and above what a busy machine does to any step
+    assert max(gaps) < 1.2, "the engine stood still"
+    assert engine.generate([[1]], sampled(Structure(choice=("甲",))))[0].text == "甲"
+    assert psutil.Process().memory_info().rss - before < 300e6
+    assert engine.healthy
+    engine.close()
+
+
+def test_a_form_that_took_too_long_is_refused_at_once_the_next_time(tokenizer, monkeypatch):
+    monkeypatch.setattr("astrai_serve.engine.structured.TRIAL_SECONDS", 1.5)
+    monkeypatch.setattr("astrai_serve.engine.structured.COMPILE_SECONDS", 30.0)
+    compiler = GrammarCompiler.of_tokenizer(tokenizer, tokenizer.vocab_size)
+    assert compiler is not None
+    with pytest.raises(RefusedError, match="json_schema was not compiled within"):
+        compiler.matcher(HOSTILE[0])
+    compiler.matcher(Structure(regex="a"))  # the worker is free again
+    started = time.monotonic()
+    with pytest.raises(RefusedError, match="json_schema was not compiled within"):
+        compiler.matcher(HOSTILE[0])
+    assert time.monotonic() - started < 0.5
+    (process,) = compiler._trial._processes
+    compiler.close()
+    assert process.returncode is not None, "the trial's process outlives its engine"
+
+
+def test_the_vocabulary_is_sorted_before_the_first_form_comes(tokenizer, monkeypatch):
+    compiler = GrammarCompiler.of_tokenizer(tokenizer, tokenizer.vocab_size)
+    assert compiler is not None
+    made = []
+    build = compiler._shared_tokenizer
+    monkeypatch.setattr(
+        compiler, "_shared_tokenizer", lambda: made.append(threading.current_thread()) or build()
+    )
+    compiler.warm_up()
+    compiler._worker.submit(int).result(10)  # behind it
+    assert compiler._tokenizer is not None
+    assert made == [thread for thread in made if thread.name.startswith("astrai-grammar")] != []
+    compiler.close()
 
 
 def test_equal_forms_are_compiled_once_and_the_oldest_forgotten(tokenizer, monkeypatch):
