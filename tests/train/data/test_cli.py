@@ -1,6 +1,7 @@
 """`astrai-data` as a user meets it."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -156,8 +157,9 @@ def test_documents_that_were_too_long_for_one_are_shown(folder, capsys, monkeypa
         assert f"were cut in {cuts} places, at the end of {file} line 3 first" in shown
 
 
-def test_sigterm_ends_preparing_and_its_processes(folder, texts):
-    """Nothing is said of semaphores, no process is left, and the next run goes on."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_preparing_and_its_processes(folder, texts, number):
+    """No process is left, nothing is said of semaphores, and the next run goes on."""
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (folder / "many.jsonl").write_text(lines * 40_000)  # some thirty parts
     options = ["--stage=seq", "--tokenizer", folder / "tok", "--out", folder / "many.h5"]
@@ -171,10 +173,11 @@ def test_sigterm_ends_preparing_and_its_processes(folder, texts):
             time.sleep(0.02)
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) >= 2
-        process.terminate()
+        process.send_signal(number)
         _, error = process.communicate(timeout=120)
-    assert process.returncode == 143
-    assert error == "astrai-data: stopped by SIGTERM; run it again to go on\n"
+    if number == signal.SIGTERM:
+        assert process.returncode == 143
+        assert error == "astrai-data: stopped by SIGTERM; run it again to go on\n"
     assert not psutil.wait_procs(children, timeout=30)[1]
     assert list(folder.glob(".many.h5.parts-*/000001.h5"))
 
