@@ -60,7 +60,8 @@ def create_app(
     tokenizer = engine.tokenizer
     if tokenizer is None:
         raise ValueError("the engine has no tokenizer, and HTTP clients speak text")
-    shutdown = shutdown or Shutdown(settings.max_seconds)
+    shutdown = shutdown or Shutdown()
+    shutdown.max_seconds = settings.max_seconds
     rejected = Counter()
 
     def refuse(error: ApiError, scope: Scope) -> Response:

@@ -79,6 +79,11 @@ def describe(app: FastAPI, bodies: Sequence[type[BaseModel]], settings: ServerSe
         for operations in document["paths"].values():
             for operation in operations.values():
                 operation["responses"].pop("422", None)  # FastAPI's own; ours is 400
+                for response in operation["responses"].values():
+                    for content in response.get("content", {}).values():
+                        if "$ref" in content.get("schema", {}):
+                            # FastAPI takes what a response class of our own gives for a string
+                            content["schema"].pop("type", None)
         for name in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(name, None)
         if settings.api_keys:

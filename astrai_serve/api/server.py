@@ -120,7 +120,7 @@ def run_server(
         tls: files of a certificate with its chain, and of its key, in PEM.
         on_ready: called when clients can connect.
     """
-    shutdown = Shutdown(settings.max_seconds)
+    shutdown = Shutdown()
     certificate, key = tls or (None, None)
     config = uvicorn.Config(
         create_app(engine, settings, shutdown),

@@ -11,14 +11,11 @@ DISCONNECT, SHUTDOWN, TIME_LIMIT = "disconnect", "shutdown", "time_limit"
 
 
 class Shutdown:
-    """Knows the generations under way, and whether new ones may begin. Lives on the event loop.
+    """Knows the generations under way, and whether new ones may begin. Lives on the event loop."""
 
-    Args:
-        max_seconds: after so long a generation is ended; None sets no limit.
-    """
-
-    def __init__(self, max_seconds: float | None = None) -> None:
-        self.max_seconds = max_seconds
+    def __init__(self) -> None:
+        self.max_seconds: float | None = None
+        """After so long a generation is ended; None sets no limit."""
         self.draining = False
         self.interrupted = False
         self.num_cancelled = Counter((DISCONNECT, SHUTDOWN, TIME_LIMIT))
