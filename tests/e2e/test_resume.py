@@ -293,6 +293,32 @@ def test_a_compiled_run_goes_on_bit_by_bit(world):
 
 
 @pytest.mark.slow
+def test_a_killed_run_has_the_same_best_checkpoint(world):
+    """A rate so high that the last weights are not the best ones."""
+    options = ("--checkpoint.best", "val/loss", "--checkpoint.keep", "1")
+    options += ("--model.init_args.optimizer.lr", "0.3")
+
+    def best(run: str) -> Path:
+        return (world.folder / run / "checkpoints" / "best").resolve()
+
+    world.start("best", "SEQ", *options).end()
+    assert best("best").is_dir()
+    assert best("best") != world.last("best")
+    for moment in MOMENTS:
+        run, step = f"best-{moment}", _drawn_step("best", moment)
+        _say(f"{run}: SIGKILL after step {step} (RESUME_SEED={SEED})")
+        killed = world.start(run, "SEQ", *options, INTERRUPT=f"{moment}:{step}")
+        killed.wait_for("reached")
+        killed.send(signal.SIGKILL)
+        killed.end(-signal.SIGKILL)
+        world.start(run, "SEQ", *options).end()
+        assert differences(world.last(run), world.last("best")) == []
+        assert differences(best(run), best("best")) == []
+        kept = [{p.name for p in one.parent.iterdir()} for one in (best(run), best("best"))]
+        assert kept[0] == kept[1]
+
+
+@pytest.mark.slow
 def test_a_kill_from_outside_at_any_time(world):
     delay = random.Random(SEED).uniform(0, 3)
     _say(f"SIGKILL {delay:.2f} s after the first step (RESUME_SEED={SEED})")
