@@ -15,6 +15,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from astrai_core.model import ModelConfig, PackedAttention, Transformer
 from astrai_core.model.adapter import adapter_state
 from astrai_core.model.lora import LoRAConfig, add_lora
+from astrai_train.losses.projection import block_rows
+from astrai_train.optim import OptimizerConfig, muon_groups
 
 _PARTS = {"embed_tokens": "embedding", "lm_head": "output layer", "self_attn": "attention"}
 _PARTS |= {"mlp": "feed-forward"}
@@ -60,6 +62,21 @@ def adapter_parameters(config: ModelConfig, lora: LoRAConfig) -> int:
     return sum(parameter.numel() for parameter in adapter_state(model).values())
 
 
+def optimizer_numbers(
+    config: ModelConfig, optimizer: OptimizerConfig, lora: LoRAConfig | None = None
+) -> int:
+    """How many numbers the optimizer keeps: two for each that AdamW moves, one where Muon does."""
+    trained = adapter_parameters(config, lora) if lora else sum(parameters_by_part(config).values())
+    if optimizer.name == "adamw":
+        return 2 * trained
+    with torch.device("meta"):
+        model = Transformer(config)
+        if lora is not None:
+            add_lora(model, lora)
+    alone = [group["params"] for group in muon_groups(model, optimizer) if group["orthogonal"]]
+    return 2 * trained - sum(parameter.numel() for group in alone for parameter in group)
+
+
 def of_any_depth(lora: LoRAConfig) -> LoRAConfig:
     """The same adapters by the last part of their names, which fewer layers have too."""
     if isinstance(lora.targets, str):
@@ -89,26 +106,36 @@ class Footprint:
     optimizer: int
     activations: int
     loss: int
-    """Logits of a chunk, and the output layer's gradient before it is added to the others."""
+    """Slopes of a block of logits, and the output layer's gradient before it joins the others."""
 
     @classmethod
     def of(
-        cls, config: ModelConfig, rows: int, length: int, lora: LoRAConfig | None = None
+        cls,
+        config: ModelConfig,
+        rows: int,
+        length: int,
+        lora: LoRAConfig | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        *,
+        is_mixed: bool = False,
     ) -> "Footprint":
-        """Work it out for AdamW in float32 and micro-batches of (rows, length) tokens."""
+        """Work it out for weights in float32 and micro-batches of (rows, length) tokens.
+
+        `is_mixed` computes in bfloat16.
+        """
         weights = trained = _FLOAT * sum(parameters_by_part(config).values())
         head_gradient = config.dim
         if lora is not None:
             trained = _FLOAT * adapter_parameters(config, lora)
             weights += trained
             head_gradient = 0
-        chunk = min(512, rows * length)
+        block = min(block_rows(config.vocab_size, _FLOAT), rows * length)
         return cls(
             weights=weights,
             gradients=trained,
-            optimizer=2 * trained,
-            activations=activation_bytes(config, rows, length, lora),
-            loss=_FLOAT * config.vocab_size * (2 * chunk + head_gradient),
+            optimizer=_FLOAT * optimizer_numbers(config, optimizer, lora),
+            activations=activation_bytes(config, rows, length, lora, is_mixed=is_mixed),
+            loss=_FLOAT * config.vocab_size * (block + head_gradient),
         )
 
     @property
@@ -118,7 +145,12 @@ class Footprint:
 
 
 def activation_bytes(
-    config: ModelConfig, rows: int, length: int, lora: LoRAConfig | None = None
+    config: ModelConfig,
+    rows: int,
+    length: int,
+    lora: LoRAConfig | None = None,
+    *,
+    is_mixed: bool = False,
 ) -> int:
     """Bytes that the forward pass keeps for the backward pass.
 
@@ -126,15 +158,17 @@ def activation_bytes(
     """
     small = dataclasses.replace(config, vocab_size=1, first_k_dense=0)
     lora = None if lora is None else of_any_depth(lora)
-    one, two = (_saved_bytes(shallower(small, n), rows, length, lora) for n in (1, 2))
+    one, two = (_saved_bytes(shallower(small, n), rows, length, lora, is_mixed) for n in (1, 2))
     saved = one + (config.n_layers - 1) * (two - one)
     if config.first_k_dense:
         mixed = dataclasses.replace(shallower(small, 2), first_k_dense=1)
-        saved += config.first_k_dense * (_saved_bytes(mixed, rows, length, lora) - two)
+        saved += config.first_k_dense * (_saved_bytes(mixed, rows, length, lora, is_mixed) - two)
     return saved
 
 
-def _saved_bytes(config: ModelConfig, rows: int, length: int, lora: LoRAConfig | None) -> int:
+def _saved_bytes(
+    config: ModelConfig, rows: int, length: int, lora: LoRAConfig | None, is_mixed: bool
+) -> int:
     """Run a forward pass on tensors that have shapes but no memory."""
     saved: dict[StorageWeakRef, Tensor] = {}
 
@@ -148,7 +182,10 @@ def _saved_bytes(config: ModelConfig, rows: int, length: int, lora: LoRAConfig |
         if lora is not None:
             add_lora(model, lora)
         ids = torch.zeros((rows, length), dtype=torch.int64)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=is_mixed),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        ):
             try:
                 model.hidden_states(ids, ids, PackedAttention.of_documents(ids))
             except DataDependentOutputException as error:

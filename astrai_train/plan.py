@@ -22,6 +22,7 @@ from astrai_train.footprint import (
     adapter_parameters,
     parameters_by_part,
 )
+from astrai_train.losses.policy import PolicyConfig
 from astrai_train.optim import OptimizerConfig
 from astrai_train.option_errors import explain
 from astrai_train.probe import seconds_per_step
@@ -51,6 +52,22 @@ class Plan:
     """Optimizer steps of the run, where that is known."""
     lora: LoRAConfig | None = None
     """What is trained; None is the whole model."""
+    precision: str = "32-true"
+    """The trainer's."""
+    frozen: int = 0
+    """Models that are kept beside the one that is trained."""
+
+    @property
+    def beside(self) -> int:
+        """Bytes of the models that are not trained."""
+        return self.frozen * 4 * sum(parameters_by_part(self.config).values())
+
+    def footprint(self, rows: int) -> Footprint:
+        """What training holds with micro-batches of so many rows."""
+        is_mixed = self.precision == "bf16-mixed"
+        return Footprint.of(
+            self.config, rows, self.length, self.lora, self.optimizer, is_mixed=is_mixed
+        )
 
     @property
     def tokens_per_step(self) -> int:
@@ -59,7 +76,7 @@ class Plan:
 
     def needed(self, rows: int) -> int:
         """Bytes of one process with micro-batches of so many rows."""
-        return Footprint.of(self.config, rows, self.length, self.lora).total + _PROCESS
+        return self.footprint(rows).total + self.beside + _PROCESS
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -114,6 +131,8 @@ def read_plan(arguments: Sequence[str]) -> Plan:
         devices=max(1, devices),
         steps=steps,
         lora=LoRAConfig(**model.lora.as_dict()) if model.lora else None,
+        precision=str(trainer.precision or "32-true"),
+        frozen=_count_frozen(model),
     )
 
 
@@ -134,7 +153,7 @@ def describe_memory(plan: Plan, available: int | None) -> str:
     Raises:
         MemoryError: it is not; the message says what would fit.
     """
-    footprint = Footprint.of(plan.config, plan.rows, plan.length, plan.lora)
+    footprint = plan.footprint(plan.rows)
     needed = plan.needed(plan.rows)
     shape = f"{plan.rows} rows of {plan.length} tokens"
     lines = [
@@ -144,6 +163,11 @@ def describe_memory(plan: Plan, available: int | None) -> str:
         _row("optimizer", _size(footprint.optimizer)),
         _row("activations", _size(footprint.activations), note=f"{shape}, at most"),
         _row("loss", _size(footprint.loss)),
+        *(
+            [_row("not trained", _size(plan.beside), note="reference, engine")]
+            if plan.beside
+            else []
+        ),
         _row("process", _size(_PROCESS)),
     ]
     if available is None:
@@ -157,11 +181,17 @@ def describe_memory(plan: Plan, available: int | None) -> str:
 def describe_time(plan: Plan) -> str:
     """The speed of a short probe, and how long the run will take at it."""
     seconds = seconds_per_step(
-        plan.config, plan.rows, plan.length, plan.accumulate, plan.optimizer, plan.lora
+        plan.config,
+        plan.rows,
+        plan.length,
+        plan.accumulate,
+        plan.optimizer,
+        plan.lora,
+        plan.precision,
     )
     # processes on one machine share its cores, so more devices are no faster here
     rate = plan.tokens_per_step / plan.devices / seconds
-    threads = f"threads: {torch.get_num_threads()}, uncompiled"
+    threads = f"threads: {torch.get_num_threads()}, {plan.precision}, uncompiled"
     lines = [
         _row("precision", suggested_precision(), True, note="trainer.precision that suits here"),
         _row("speed", f"{_figures(rate)} tokens/s", True, note=threads),
@@ -236,6 +266,19 @@ def _read_shape(model: Namespace) -> ModelConfig:
     if model.model is None:
         raise ValueError("nothing to plan: set model for a new model, or init_from to a folder")
     return ModelConfig.from_dict(model.model.as_dict())
+
+
+def _count_frozen(model: Namespace) -> int:
+    """Models that GRPO keeps: the first one as a reference, and the copy that its engine runs.
+
+    An adapted model is its own reference. The cache of the engine comes on top and is a matter of
+    how long answers become.
+    """
+    policy = getattr(model, "policy", None)
+    if policy is None:
+        return 0
+    has_reference = PolicyConfig(**policy.as_dict()).needs_reference and not model.lora
+    return int(has_reference) + int(model.engine is not None)
 
 
 def _count_batches(settings: Namespace) -> int | None:

@@ -46,6 +46,7 @@ def main() -> None:
     )
     parser.add_argument("shapes", nargs="*", default=[], help=", ".join(SHAPES))
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--precision", default="32-true", help="trainer.precision")
     options = parser.parse_args()
     print("| run | memory planned | taken | off | tokens/s planned | taken | off |")
     print("|---|---|---|---|---|---|---|")
@@ -53,25 +54,30 @@ def main() -> None:
         world = Path(temporary)
         make_data(world)
         for name in options.shapes or SHAPES:
-            rounds = [measure(name, world, number) for number in range(options.rounds)]
+            rounds = [
+                measure(name, world, number, options.precision) for number in range(options.rounds)
+            ]
             planned = max(rate for rate, _, _, _ in rounds)
             taken = max(rate for _, rate, _, _ in rounds)
             memory, peak = rounds[0][2], max(peak for _, _, _, peak in rounds)
             print(
-                f"| {name} | {memory / 1e9:.2f} GB | {peak / 1e9:.2f} GB "
+                f"| {name} {options.precision} | {memory / 1e9:.2f} GB | {peak / 1e9:.2f} GB "
                 f"| {memory / peak - 1:+.0%} | {planned:,.0f} | {taken:,.0f} "
                 f"| {planned / taken - 1:+.0%} |",
                 flush=True,
             )
 
 
-def measure(name: str, world: Path, number: int) -> tuple[float, float, float, float]:
+def measure(
+    name: str, world: Path, number: int, precision: str
+) -> tuple[float, float, float, float]:
     """Tokens a second and bytes, planned and taken."""
     shape = SHAPES[name]
     arguments = [
         "--trainer.accelerator=cpu",
         f"--trainer.default_root_dir={world / f'{name}-{number}'}",
         f"--trainer.max_steps={shape['steps']}",
+        f"--trainer.precision={precision}",
         "--trainer.log_every_n_steps=1",
         "--trainer.callbacks=Throughput",
         "--trainer.enable_progress_bar=false",

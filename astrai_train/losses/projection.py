@@ -35,10 +35,15 @@ def chunks(start: int, stop: int) -> Iterator[slice]:
 
 def blocks(num_rows: int, matrix: Tensor) -> Iterator[slice]:
     """Rows, in whole chunks, whose slopes are kept for one product with the hidden states."""
-    fitting = _BLOCK_BYTES // (matrix.shape[0] * matrix.element_size())
-    size = max(1, fitting // _ROWS) * _ROWS
+    size = block_rows(matrix.shape[0], matrix.element_size())
     for first in range(0, num_rows, size):
         yield slice(first, min(first + size, num_rows))
+
+
+def block_rows(vocab: int, num_bytes: int) -> int:
+    """The most rows of a block, of slopes that take so many bytes each."""
+    fitting = _BLOCK_BYTES // (vocab * num_bytes)
+    return max(1, fitting // _ROWS) * _ROWS
 
 
 def logit_buffer(num_rows: int, matrix: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from astrai_train.footprint import (
     parameters_by_part,
     shallower,
 )
+from astrai_train.optim import OptimizerConfig, build_optimizer
 
 SMALL = ModelConfig(
     vocab_size=100, dim=32, n_layers=3, dim_ffn=48, n_heads=4, n_kv_heads=2, tie_weight=False
@@ -84,7 +85,7 @@ def test_adapters_are_all_that_has_gradients_and_moments():
     whole, adapted = Footprint.of(SMALL, 2, 8), Footprint.of(SMALL, 2, 8, lora)
     assert adapted.weights == whole.weights + 4 * numbers
     assert (adapted.gradients, adapted.optimizer) == (4 * numbers, 8 * numbers)
-    assert adapted.loss == 4 * 100 * 2 * 16
+    assert adapted.loss == 4 * 100 * 16
     assert adapted.total < whole.total
 
 
@@ -99,3 +100,20 @@ def test_adapters_of_one_layer_are_planned_too():
 def test_adapters_around_experts_are_refused_by_name():
     with pytest.raises(ValueError, match=r"lora\.targets names layers of experts"):
         activation_bytes(MOE, 1, 8, LoRAConfig(targets=["down_proj"]))
+
+
+def test_muon_keeps_one_number_for_a_matrix_and_adamw_two():
+    model, muon = Transformer(SMALL), OptimizerConfig(name="muon")
+    optimizer = build_optimizer(model, muon)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    kept = [v for state in optimizer.state.values() for v in state.values() if v.numel() > 1]
+    assert Footprint.of(SMALL, 1, 8, optimizer=muon).optimizer == 4 * sum(v.numel() for v in kept)
+
+
+def test_bfloat16_keeps_less_of_a_long_batch():
+    mixed = Footprint.of(SMALL, 8, 64, is_mixed=True)
+    whole = Footprint.of(SMALL, 8, 64)
+    assert 0.4 < mixed.activations / whole.activations < 0.95
+    assert (mixed.weights, mixed.optimizer) == (whole.weights, whole.optimizer)

@@ -60,6 +60,20 @@ def test_too_large_a_row_and_too_large_a_model_are_told_apart():
         describe_memory(make(), 10**6)
 
 
+def test_the_models_that_grpo_keeps_are_counted():
+    """The first model, which kl asks for, and the engine's copy."""
+    grpo = f"--config={CONFIGS / 'grpo.yaml'}"
+    shape = "--model.init_args.model={vocab_size: 300, dim: 32, n_layers: 2, dim_ffn: 48}"
+    shape = [shape, "--model.init_args.init_from=null"]
+    alone = read_plan([grpo, *shape, "--model.init_args.policy.kl=none"])
+    held = [f"--model.init_args.policy.{one}" for one in ("kl=k3", "kl_weight=0.1")]
+    both = read_plan([grpo, *shape, *held])
+    assert (alone.frozen, both.frozen) == (1, 2)
+    assert both.needed(1) - alone.needed(1) == alone.beside == both.footprint(1).weights
+    assert "not trained" in describe_memory(both, 10**12)
+    assert "not trained" not in describe_memory(make(), 10**12)
+
+
 def test_the_duration_follows_from_speed_and_steps():
     assert "steps, 5,120 tokens" in describe_time(make())
     assert "unknown: the data is not there yet" in describe_time(make(steps=None))

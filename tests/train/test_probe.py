@@ -40,9 +40,8 @@ def test_a_giant_is_tried_on_a_slice(monkeypatch):
 
 
 @pytest.mark.parametrize(("rows", "length"), [(1, 32), (64, 512)])
-def test_the_slice_stays_within_the_budget(rows, length, monkeypatch):
-    monkeypatch.setattr(probe, "_BUDGET", 1e8)
-    sliced, few_rows, short = probe._slice(SMALL, rows, length)
+def test_the_slice_stays_within_the_budget(rows, length):
+    sliced, few_rows, short = probe._slice(SMALL, rows, length, 1e8)
     assert operations_per_token(sliced, short) * few_rows * short <= 1e8
     assert few_rows <= rows
     assert short <= length
