@@ -2,9 +2,9 @@
 
 A random Qwen3-shaped model of 52.6M parameters is written once and trained by every contender in a
 process of its own, in turn; a contender's figure is the median step of its best round, the first
-step left out. Text is random words of ragged length. Where the processor computes bfloat16 all use it, else all use
-float32. Tokens are those of the data, padding not counted; in grpo a step is 4 prompts with 8
-completions each, and what counts is its time, rollout included.
+step left out. Text is random words of ragged length. Where the processor computes bfloat16 all use
+it, else all use float32. Tokens are those of the data, padding not counted; in grpo a step is 4
+prompts with 8 completions each, and what counts is its time, rollout included.
 
     python benchmarks/train.py                     every objective, what is installed
     python benchmarks/train.py seq sft --rounds 3
