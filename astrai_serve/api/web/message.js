@@ -81,7 +81,7 @@ export class MessageView {
       this.wasThinking = isThinking;
       this.summary.textContent = isThinking
         ? say("thinking")
-        : thoughtSeconds ? say("thoughtFor", { n: number(thoughtSeconds, 1) }) : say("thought");
+        : thoughtSeconds >= 0.1 ? say("thoughtFor", { n: number(thoughtSeconds, 1) }) : say("thought");
     }
     this.state.textContent = run && !content && !reasoning ? stateOf(run) : "";
     const progress = run && !content && !reasoning ? run.progress : null;
