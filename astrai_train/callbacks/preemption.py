@@ -75,6 +75,10 @@ class Preemption(Callback):
             self._ends_at = time.monotonic() + self._max_time
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
+        if trainer.received_sigterm:
+            # it came since `fit` began; Lightning would end after the first batch, with status 0
+            self._received = int(signal.SIGTERM)
+            trainer._signal_connector.received_sigterm = False  # pyright: ignore[reportPrivateUsage]
         # a rollout is long; but ranks can only stop together, which is between steps
         if isinstance(pl_module, GRPOModule) and trainer.world_size == 1:
             pl_module.between_engine_steps = partial(self._stop, trainer)

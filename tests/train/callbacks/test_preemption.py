@@ -8,7 +8,7 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 
 from astrai_core.atomic_folder import read_last
-from astrai_train.callbacks.preemption import StoppedBySignalError
+from astrai_train.callbacks.preemption import Preemption, StoppedBySignalError
 
 from .test_resume import content, fit
 from .tiny_run import TinyData, TinyModule, trainer
@@ -44,6 +44,20 @@ def test_a_signal_saves_the_next_step_and_has_its_exit_code(tmp_path, number, co
     last = read_last(tmp_path / "checkpoints")
     assert last is not None
     assert last.name == "step-00000002"
+
+
+def test_a_signal_before_the_first_batch_stops_the_run_there(tmp_path):
+    """Lightning has its own handler until then, and would end with status 0 after a batch."""
+    hook = Signal("on_train_start", signal.SIGTERM, step=0)
+    module = TinyModule()
+    run = trainer(tmp_path, module, hook, every=0)
+    callbacks: list[Callback] = run.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    # in a run, those of the user come before ours
+    callbacks.sort(key=lambda one: isinstance(one, Preemption))
+    assert callbacks[-1] is not hook
+    with pytest.raises(StoppedBySignalError) as stopped:
+        run.fit(module, datamodule=TinyData())
+    assert (stopped.value.exit_code, stopped.value.step) == (143, 0)
 
 
 def test_the_handlers_before_are_given_back(tmp_path):
