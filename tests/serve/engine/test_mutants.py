@@ -234,8 +234,8 @@ MUTANTS = {
     ),
     "stop strings of other tasks count": (
         EngineCore.add,
-        "Detokenizer(self._token_bytes, task.params.stop)",
-        "Detokenizer(self._token_bytes, task.params.stop or ('ab',))",
+        "task.params.stop)",
+        "task.params.stop or ('ab',))",
     ),
     "log-probabilities of a prompt from cached pages": (
         KVCache.task_alloc,

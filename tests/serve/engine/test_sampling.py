@@ -8,6 +8,7 @@ import importlib
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -143,6 +144,85 @@ def test_presence_and_frequency_count_the_output_alone():
     wanted[0, 6] -= 0.5 + 0.25
     wanted[0, 9] -= 0.5 + 2 * 0.25
     torch.testing.assert_close(adjusted(logits(), one), wanted)
+
+
+def by_hand(scores, task):
+    """The whole pipeline in NumPy, one token after the other: probabilities of one row."""
+    p = task.params
+    row = scores.double().numpy().copy()
+    output = task.token_ids[task.num_prompt_tokens :]
+    for token_id in set(task.token_ids):
+        factor = p.repetition_penalty
+        row[token_id] = row[token_id] / factor if row[token_id] > 0 else row[token_id] * factor
+    for token_id in set(output):
+        row[token_id] -= p.presence_penalty + p.frequency_penalty * output.count(token_id)
+    for token_id, bias in p.logit_bias:
+        row[token_id] += bias
+    if len(output) < p.min_tokens:
+        row[list(task.stop_ids)] = -np.inf
+    row = row / p.temperature
+    best_first = np.argsort(-row, kind="stable")
+    chances = np.zeros_like(row)
+    kept = best_first[: p.top_k or len(row)]
+    chances[kept] = np.exp(row[kept] - row.max())
+    chances /= chances.sum()
+    total = 0.0
+    for token_id in best_first:
+        chances[token_id] *= total < p.top_p
+        total += chances[token_id]
+    chances[chances < p.min_p * chances.max()] = 0
+    return torch.from_numpy(chances / chances.sum())
+
+
+ALL = {
+    "repetition_penalty": 1.4, "presence_penalty": 0.7, "frequency_penalty": 0.3,
+    "logit_bias": ((3, 2.5), (6, 4.0), (9, -1.0)), "temperature": 1.3, "top_k": 25,
+    "top_p": 0.97, "min_p": 0.12, "min_tokens": 9,
+}  # fmt: skip
+
+
+def drawn_counts(scores, one):
+    """How often the engine draws each token on a fine grid of uniform numbers."""
+    uniform = (torch.arange(GRID, dtype=torch.float64) + 0.5) / GRID
+    rows = adjusted(scores[None], one).expand(GRID, -1)
+    drawn = draw(rows, filters_of([one] * GRID, scores.shape[0], scores.device), uniform)
+    return torch.bincount(drawn, minlength=scores.shape[0])
+
+
+@pytest.mark.parametrize("without", [None, *ALL])
+def test_all_parameters_together_in_their_order_and_with_each_left_out(without):
+    scores = logits()[0, :120] * 1.5
+    used = {name: value for name, value in ALL.items() if name != without}
+    prompt, output = (5, 6, 6, 40), (6, 9, 9, 9, 77)
+    likely = tuple(scores.topk(2).indices.tolist())  # or forbidding them would show nothing
+    one = task(prompt=prompt, output=output, stop_ids=likely, **used)
+    wanted = by_hand(scores, one)
+    counts = drawn_counts(scores, one)
+    assert (counts - wanted * GRID).abs().max() < 1.1
+
+
+@pytest.mark.parametrize(
+    ("chances", "filters", "num_kept"),
+    [
+        ([4, 4, 4, 4], {"top_k": 2}, 2),
+        ([4, 4, 4, 4], {"top_p": 0.49}, 2),
+        ([4, 4, 4, 4], {"top_p": 0.51}, 3),
+        ([8, 4, 2, 2], {"top_p": 0.74}, 2),
+        ([8, 4, 2, 2], {"top_p": 0.76}, 3),
+        ([8, 4, 2, 2], {"top_p": 0.0001}, 1),
+        ([8, 4, 2, 2], {"top_k": 3, "top_p": 0.8}, 2),  # of 14 parts: 8, 12
+        ([8, 4, 2, 2], {"min_p": 0.49}, 2),
+        ([8, 4, 2, 2], {"min_p": 0.51}, 1),
+        ([8, 4, 2, 2], {"min_p": 0.24}, 4),
+    ],
+    ids=str,
+)
+def test_ties_and_edges_of_the_filters(chances, filters, num_kept):
+    counts = drawn_counts(torch.tensor(chances).double().div(16).log().float(), task(**filters))
+    assert int((counts > 0).sum()) == num_kept
+    kept = torch.tensor(sorted(chances, reverse=True)[:num_kept]).double()
+    wanted = kept / kept.sum() * GRID
+    assert (counts.sort(descending=True).values[:num_kept] - wanted).abs().max() < 1.1
 
 
 def test_adjustments_stay_in_their_rows():
