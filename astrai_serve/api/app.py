@@ -36,7 +36,9 @@ from astrai_serve.api.operation_routes import add_models, add_operation
 from astrai_serve.api.page import add_page
 from astrai_serve.api.protocol import JsonResponse, ProtocolHandler
 from astrai_serve.api.request_log import RequestLog
-from astrai_serve.api.response_models import ChatCompletion, Completion, Message
+from astrai_serve.api.response_models import ChatCompletion, Completion, Message, ResponseAnswer
+from astrai_serve.api.responses import ResponsesHandler
+from astrai_serve.api.responses_requests import ResponseRequest
 from astrai_serve.api.settings import ServerSettings
 from astrai_serve.api.shutdown import Shutdown
 from astrai_serve.api.text_routes import BODIES, TextRoutes
@@ -88,11 +90,14 @@ def create_app(
     _add_generation(app, "/v1/completions", completion, CompletionRequest, Completion)
     messages = MessagesHandler(engine, tokenizer, settings, shutdown, limiter)
     _add_generation(app, "/v1/messages", messages, MessagesRequest, Message)
+    responses = ResponsesHandler(engine, tokenizer, settings, shutdown, limiter)
+    _add_generation(app, "/v1/responses", responses, ResponseRequest, ResponseAnswer)
     add_models(app, engine, settings)
     TextRoutes(engine, tokenizer, settings, limiter).add_to(app)
     add_operation(app, engine, shutdown, rejected)
     add_page(app, _about(settings))
-    describe(app, [ChatCompletionRequest, CompletionRequest, MessagesRequest, *BODIES], settings)
+    bodies = [ChatCompletionRequest, CompletionRequest, MessagesRequest, ResponseRequest, *BODIES]
+    describe(app, bodies, settings)
     _add_errors(app, refuse)
     # the last one added is the first one asked
     app.add_middleware(Guard, settings=settings, refuse=refuse)

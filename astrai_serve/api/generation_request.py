@@ -124,14 +124,14 @@ class GenerationRequest:
     ) -> ApiError:
         match error:
             case RefusedError():
-                longest = max(map(len, self.prompts)) + (self.params.max_tokens or 1)
-                if longest > engine.max_context:
-                    return ContextLengthError(str(error))
                 param = str(error).partition(" ")[0]
                 if param in _FORMS and self.structure_param is not None:
                     return InvalidRequestError(
                         f"{self.structure_param}: {error}", param=self.structure_param
                     )
+                longest = max(map(len, self.prompts)) + (self.params.max_tokens or 1)
+                if longest > engine.max_context:
+                    return ContextLengthError(str(error))
                 return InvalidRequestError(str(error), param=param)
             case QueueFullError():
                 return BusyError(str(error), retry_after=retry_seconds(engine))

@@ -1,6 +1,6 @@
 """What answers look like, for readers of the OpenAPI document; tests hold answers against it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -59,12 +59,29 @@ class OpenAIUsage(BaseModel):
     completion_tokens_details: CompletionTokenDetails
 
 
+class CalledFunction(BaseModel):
+    """What is called, and with what."""
+
+    name: str
+    arguments: str
+
+
+class ChatToolCall(BaseModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class ChatAnswer(BaseModel):
     """What the model says."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: str | None
+    reasoning_content: str | None = None
+    tool_calls: list[ChatToolCall] | None = None
 
 
 class ChatChoice(BaseModel):
@@ -108,6 +125,40 @@ class Completion(BaseModel):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: OpenAIUsage
+    timings: dict[str, float]
+
+
+class ResponseInputDetails(BaseModel):
+    """Tokens that were found in the prefix cache."""
+
+    cached_tokens: _Count
+
+
+class ResponseUsage(BaseModel):
+    """Tokens in and out."""
+
+    input_tokens: _Count
+    input_tokens_details: ResponseInputDetails
+    output_tokens: _Count
+    output_tokens_details: CompletionTokenDetails
+    total_tokens: _Count
+
+
+class ResponseAnswer(BaseModel):
+    """An answer of /v1/responses."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete"]
+    model: str
+    output: list[dict[str, Any]]
+    error: None
+    incomplete_details: dict[str, str] | None
+    parallel_tool_calls: bool
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    usage: ResponseUsage
     timings: dict[str, float]
 
 

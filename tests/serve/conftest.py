@@ -8,6 +8,7 @@ import httpx2
 import pytest
 import uvicorn
 
+from astrai_core.generation import SamplingParams
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_serve.api import ServerSettings, bind, create_app
 from astrai_serve.api.shutdown import Shutdown
@@ -63,6 +64,13 @@ class Script:
         )
 
 
+class ScriptCore(EngineCore):
+    """Takes every form and holds the script to none."""
+
+    def matcher_of(self, params: SamplingParams) -> None:
+        """No matcher, whatever the form."""
+
+
 class Server:
     """The application on a port of its own."""
 
@@ -75,7 +83,7 @@ class Server:
             max_running_tasks=engine_config.max_running_tasks,
             max_step_tokens=64,
         )
-        core = EngineCore(
+        core = ScriptCore(
             scheduler,
             self.script,
             vocab_size=self.tokenizer.vocab_size,
