@@ -47,13 +47,6 @@ WRONG_CHATS = [
     ("tools[0].type", {"tools": [{"type": "custom", "custom": {"name": "f"}}]}),
     ("tools[0].function.name", {"tools": [{"type": "function", "function": {"name": "f g"}}]}),
     (
-        "tools",
-        {
-            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "x"}}}],
-            "tool_choice": "required",
-        },
-    ),
-    (
         "tool_choice",
         {
             "tools": [{"type": "function", "function": {"name": "f"}}],
@@ -62,10 +55,6 @@ WRONG_CHATS = [
     ),
     ("chat_template_kwargs", {"chat_template_kwargs": {"tools": []}}),
     ("continue_final_message", {"continue_final_message": True, "add_generation_prompt": True}),
-    (
-        "response_format",
-        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}},
-    ),
     ("tool_choice", {"tool_choice": "required"}),
     ("response_format", {"response_format": {"type": "json_schema"}}),
     ("store", {"store": True}),

@@ -27,6 +27,9 @@ FORMAT: Any = {
     "type": "json_schema",
     "json_schema": {"name": "c", "strict": True, "schema": SCHEMA},
 }
+BAD_TOOLS: Any = [
+    {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "not": {}}}}
+]
 HI: Any = [{"role": "user", "content": "北京"}]
 
 
@@ -39,7 +42,7 @@ def tokenizer():
 def model(tokenizer):
     torch.manual_seed(0)
     shape = ModelConfig(
-        vocab_size=tokenizer.vocab_size, dim=32, n_layers=1, dim_ffn=48, n_heads=4, max_len=256
+        vocab_size=tokenizer.vocab_size, dim=32, n_layers=1, dim_ffn=48, n_heads=4, max_len=1024
     )
     return Transformer(shape).eval()
 
@@ -109,6 +112,7 @@ def test_the_words_of_vllm_are_understood(client, extra):
         ({"extra_body": {"structured_outputs": {"structural_tag": "x"}}}, "structural_tag"),
         ({"response_format": FORMAT, "extra_body": {"guided_regex": "a"}}, "both say"),
         ({"extra_body": {"prompt_logprobs": 1}, "stream": True}, "cannot be streamed"),
+        ({"tools": BAD_TOOLS, "tool_choice": "required"}, "tools: grammar cannot be used"),
         ({"n": 13}, "holds 12 at a time"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -161,3 +165,45 @@ def test_a_chat_tells_of_its_prompt_in_the_words_of_vllm(client, model, tokenize
     values = [entry[str(i)]["logprob"] for i, entry in zip(ids[1:], told[1:], strict=True)]
     assert values == pytest.approx(expected(model, ids), abs=1e-4)
     assert all(math.isfinite(value) for value in values)
+
+
+WEATHER: Any = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
+NOW: Any = {"type": "function", "function": {"name": "now"}}
+
+
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": WEATHER["function"]}]
+)
+def test_a_forced_tool_is_called_by_its_schema_whatever_the_model_wants(client, choice):
+    """The model is random: only the grammar can have made it call anything."""
+    name = {"name": "weather"} if isinstance(choice, dict) else None
+    choice = {"type": "function", "function": name} if name else choice
+    more = {"tools": [WEATHER], "tool_choice": choice, "parallel_tool_calls": False}
+    choices = ask(client, n=4, **more).choices
+    whole = [one for one in choices if one.finish_reason == "tool_calls"]
+    assert len(whole) >= 2
+    for one in whole:
+        (call,) = one.message.tool_calls
+        assert (call.function.name, one.message.content) == ("weather", None)
+        jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
+    assert all(one.finish_reason == "length" for one in choices if one not in whole)
+
+
+def test_a_streamed_call_joins_to_the_whole_one(client):
+    more = {"tools": [WEATHER, NOW], "tool_choice": "required", "parallel_tool_calls": False}
+    whole = ask(client, **more).choices[0]
+    pieces = [chunk.choices[0] for chunk in ask(client, stream=True, **more)]
+    calls = [call for piece in pieces for call in piece.delta.tool_calls or []]
+    assert {call.index for call in calls} == {0}
+    assert [bool(call.id) for call in calls] == [True] + [False] * (len(calls) - 1)
+    arguments = "".join(call.function.arguments for call in calls)
+    assert arguments == whole.message.tool_calls[0].function.arguments
+    assert calls[0].function.name == whole.message.tool_calls[0].function.name
+    assert pieces[-1].finish_reason == whole.finish_reason
+
+
+def test_thoughts_that_the_prompt_opened_come_before_the_form(client):
+    more = {"response_format": FORMAT, "reasoning_effort": "low"}
+    message = ask(client, **more).choices[0].message
+    assert message.content == ""  # a random model never closes its thoughts
+    assert len(message.reasoning_content) > 20
