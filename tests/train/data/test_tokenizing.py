@@ -44,3 +44,26 @@ def test_a_tokenizer_that_cannot_end_a_document_is_refused():
     tokenizer = AutoTokenizer(Tokenizer(models.BPE()), {})
     with pytest.raises(ValueError, match="eos_token"):
         end_of_text_id(tokenizer)
+
+
+def test_calls_of_tools_and_thoughts_are_taught_and_results_are_read(
+    tmp_path, write_lines, tokenizer
+):
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"city": "北京"}'}}
+    messages = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "reasoning_content": "hm", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "rain"},
+        {"role": "assistant", "content": "It rains."},
+    ]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    path = write_lines(tmp_path / "a.jsonl", [{"messages": messages, "tools": tools}])
+    columns = encode_records(list(read_records(path)), "sft", tokenizer)
+    ids, trained = (columns[name][0].tolist() for name in ("input_ids", "trained"))
+    taught = [token for token, is_taught in zip(ids, trained, strict=True) if is_taught]
+    assert tokenizer.decode(taught, skip_special_tokens=False) == (
+        "<think>\nhm\n</think>\n\n"
+        '<tool_call>\n{"name": "f", "arguments": {"city": "北京"}}\n</tool_call><|im_end|>'
+        "It rains.<|im_end|>"
+    )
+    assert '{"name": "f", "parameters": {"type": "object"}}' in tokenizer.decode(ids)
