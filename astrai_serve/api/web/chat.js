@@ -2,14 +2,15 @@
 // conversations in this browser. This file ties the parts together.
 
 import { Conversation } from "./conversation.js";
-import { $, icon, make } from "./dom.js";
-import { isSend, MessageView, notice } from "./message.js";
+import { $, icon } from "./dom.js";
+import { isSend, MessageView } from "./message.js";
 import { Model } from "./model.js";
 import { Run } from "./run.js";
 import { ServerError } from "./server.js";
 import { applyAppearance, connectSettings } from "./settings.js";
 import { drawConversations } from "./sidebar.js";
 import * as store from "./store.js";
+import { ofKey, ofText, wordsFor } from "./trouble.js";
 import { number, say, translate } from "./words.js";
 
 const SAVING = 1000; // ms between saves of a growing answer
@@ -79,40 +80,24 @@ function trouble() {
   const run = runs.get(current.id);
   const last = current.path.at(-1);
   if (run?.nextTry) {
-    return ofText("waits", say("busy", { n: run.secondsToNextTry }), [say("tryNow"), () => run.tryNow()]);
+    return ofText("waits", say("busy", { n: run.secondsToNextTry }), say("tryNow"), () => run.tryNow());
   }
   if (run) return null;
   const { error, question } = troubles.get(current.id) ?? {};
   if (error && (!question || current.path.includes(question))) {
-    if (error.kind === "key") return { name: `key ${store.apiKey()}`, draw: () => keyNotice(question) };
-    const words = { busy: "busyStill", draining: "draining", gone: "gone", broken: "broken" }[error.kind];
-    return ofText(error.kind, words ? say(words) : error.message, [say("retry"), () => ask(question)]);
+    if (error.kind === "key") return ofKey((key, isKept) => useKey(key, isKept, question));
+    return ofText(error.kind, wordsFor(error), say("retry"), () => ask(question));
   }
   if (last?.role !== "user") return null;
-  return ofText("unanswered", say("unanswered"), [say("retry"), () => ask(last)]);
+  return ofText("unanswered", say("unanswered"), say("retry"), () => ask(last));
 }
 
-const ofText = (kind, text, way) => {
-  const name = `${kind} ${document.documentElement.lang}`;
-  return { name, text, draw: () => notice(name, make("p", { text }), make("button", { type: "button", text: way[0], on: { click: way[1] } })) };
-};
-
-function keyNotice(question) {
-  const input = make("input", { type: "password", autocomplete: "off", "aria-label": say("key"), class: "key" });
-  const keep = make("input", { type: "checkbox" });
-  const form = make("form", { class: "keyForm" },
-    make("p", { text: say(store.apiKey() ? "wrongKey" : "needsKey") }),
-    make("div", { class: "row" }, input, make("button", { class: "strong", text: say("use") })),
-    make("label", {}, keep, make("span", { text: say("keyKeep") })));
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    store.setApiKey(input.value.trim(), keep.checked);
-    troubles.delete(current.id);
-    model.look();
-    if (question) ask(question);
-    else drawTrouble();
-  });
-  return notice(`key ${store.apiKey()}`, form);
+function useKey(key, isKept, question) {
+  store.setApiKey(key, isKept);
+  troubles.delete(current.id);
+  model.look();
+  if (question) ask(question);
+  else drawTrouble();
 }
 
 function drawComposer() {

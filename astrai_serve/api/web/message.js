@@ -133,7 +133,3 @@ function figuresOf({ figures, end }) {
   if (end !== "stop") parts.push(say(end === "length" || end === "stopped" ? end : "interrupted"));
   return parts.join(" · ");
 }
-
-// What stands in an answer's place when it did not come, with a way on.
-export const notice = (name, ...children) =>
-  make("div", { class: "notice", role: "alert", data: { name } }, ...children);

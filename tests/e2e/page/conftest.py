@@ -25,6 +25,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# what moves is drawn again and again, which costs most of the time
+USUAL = {"locale": "en-US", "reduced_motion": "reduce"}
 PATIENCE = 30_000  # ms; a busy machine is no failure
 expect.set_options(timeout=PATIENCE)
 TEXTS = ["你好，世界！", "hello world, the weather is fine", "37 + 45 = 82"]
@@ -47,7 +49,7 @@ def visit(browser):
     contexts, complaints = [], []
 
     def open_page(url, **options):
-        context = browser.new_context(**({"locale": "en-US"} | options))
+        context = browser.new_context(**(USUAL | options))
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
