@@ -60,7 +60,7 @@ def answers(
     }
     told[200] = {"model": model, "description": "The answer."}
     if generates:
-        events = {"text/event-stream": {"schema": {"type": "string"}}}
+        events = {"text/event-stream": {"schema": {"description": "Server-sent events."}}}
         told[200] |= {"description": "The answer, or with `stream` its events.", "content": events}
     return told
 

@@ -67,7 +67,7 @@ class Process:
             self.report += line
             if line.startswith("  stop "):
                 break
-        found = re.search(r"http://[\w.:]+", self.report)
+        found = re.search(r"https?://[\w.:]+", self.report)
         assert found, self.report
         self.url = found[0]
         return self

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import threading
+from typing import Any
 
 import httpx2
 import openai
@@ -12,7 +13,7 @@ import pytest
 from astrai_serve.api.request_log import JsonFormatter, TextFormatter
 from astrai_serve.engine import EngineConfig
 
-HI = [{"role": "user", "content": "hi"}]
+HI: Any = [{"role": "user", "content": "hi"}]
 SECRET = "nobody-reads-this-in-a-log"
 
 
