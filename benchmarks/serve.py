@@ -77,7 +77,7 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Measure each model on every server there is."""
     given = options()
-    about = machine()
+    about, is_right = machine(), True
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     for size in given.sizes.split(","):
         config = json.loads((given.models / size / "config.json").read_text())
@@ -98,12 +98,18 @@ def main() -> None:
         columns = {name: merged(results) for name, results in rounds.items() if results}
         parameters = _num_parameters(ours)
         print(f"\n{size}: {parameters:,} parameters; {json.dumps(bounds)}")
-        print(f"greedy tokens: {check(ours, answers)}")
+        try:
+            verdict = check(ours, answers)
+        except RuntimeError as error:
+            verdict, is_right = f"WRONG: {error}", False
+        print(f"greedy tokens: {verdict}")
         print(table(columns, parameters, bounds), flush=True)
         if given.out:
             line = {"size": size, "rounds": given.rounds, **about, **bounds, "columns": columns}
             with given.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+    if not is_right:
+        raise SystemExit("the answers are not the model's")
 
 
 def _num_parameters(folder: Path) -> int:

@@ -104,6 +104,16 @@ void quantize_normed(const T* x, const T* weight, double eps, int64_t N, int64_t
   });
 }
 
+// Sixteen bfloat16, rounded to the nearest, to the even one of two; what is no number stays none.
+inline __m256i rounded(__m512 x) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  const __m512i half = _mm512_srli_epi32(up, 16);
+  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(half, is_nan, _mm512_set1_epi32(0x7fc0)));
+}
+
 // Products into rows of `width` numbers, added to those of `base` where there is one.
 template <class T>
 auto into(T* out, int64_t width, const T* base) {
@@ -113,11 +123,12 @@ auto into(T* out, int64_t width, const T* base) {
       if (base) value = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, base + at), value);
       _mm512_mask_storeu_ps(out + at, mask, value);
     } else {
-      float numbers[16];
-      _mm512_storeu_ps(numbers, value);
-      const int count = __builtin_popcount(mask);
-      for (int i = 0; i < count; ++i)
-        out[at + i] = static_cast<T>((base ? static_cast<float>(base[at + i]) : 0.0f) + numbers[i]);
+      if (base) {
+        const __m256i bits = _mm256_maskz_loadu_epi16(mask, base + at);
+        const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+        value = _mm512_add_ps(_mm512_castsi512_ps(wide), value);
+      }
+      _mm256_mask_storeu_epi16(out + at, mask, rounded(value));
     }
   };
 }
@@ -242,9 +253,13 @@ Tensor mlp(Tensor x, Tensor norm, double eps, Tensor packed_gate_up, Tensor gate
   return out;
 }
 
+// Every library of ours has the same team: the linker makes one of an inline function's static.
+void use_threads(int64_t threads) { Team::get().use(threads); }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(astrai_packed, library) {
+  library.def("use_threads(int threads) -> ()");
   library.def("pack(Tensor weight) -> Tensor");
   library.def("lookup(Tensor ids, Tensor packed, Tensor scale, int inputs) -> Tensor");
   library.def("linear(Tensor x, Tensor packed, Tensor scale) -> Tensor");
@@ -264,6 +279,10 @@ STABLE_TORCH_LIBRARY_IMPL(astrai_packed, CPU, library) {
   library.impl("add_linear", TORCH_BOX(&add_linear));
   library.impl("qkv", TORCH_BOX(&qkv));
   library.impl("mlp", TORCH_BOX(&mlp));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(astrai_packed, CompositeExplicitAutograd, library) {
+  library.impl("use_threads", TORCH_BOX(&use_threads));
 }
 
 #endif

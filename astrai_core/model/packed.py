@@ -38,10 +38,13 @@ class PackedLinear(nn.Module):
         self.register_buffer("weight", torch.ops.astrai_packed.pack(weight.contiguous()))
         self.register_buffer("weight_scale", weight_scale.clone())
         self.register_buffer("bias", None if bias is None else bias.clone())
+        self.is_output = False  # whose numbers are looked at one by one: they stay float32
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., I) to (..., O) in the type of x."""
+        """Map (..., I) to (..., O) in the type of x, or in float32 as logits."""
         rows = x.reshape(-1, self.in_features).contiguous()
+        if self.is_output:
+            rows = rows.float()
         out = torch.ops.astrai_packed.linear(rows, self.weight, self.weight_scale)
         out = out.view(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias.to(out.dtype)
@@ -53,6 +56,7 @@ class PackedEmbedding(nn.Module):
     def __init__(self, weight: Tensor, weight_scale: Tensor):
         super().__init__()
         self.output = PackedLinear(weight, weight_scale)
+        self.output.is_output = True
         self.weight = self.output.weight
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -104,6 +108,7 @@ def pack_(model: nn.Module) -> None:
         for name, child in list(owner.named_children()):
             if type(child) is W8A8Linear:
                 packed = PackedLinear(child.weight, child.weight_scale, child.bias)
+                packed.is_output = name == "lm_head"
             elif type(child) is QuantisedEmbedding and child.rounds_inputs:
                 packed = PackedEmbedding(child.weight, child.weight_scale)
             else:

@@ -97,7 +97,7 @@ Lanes exp_of(Lanes x) {
 }
 
 // Turn a square of registers: rows become columns.
-void turn(Lanes (&x)[kLanes]) {
+inline __attribute__((always_inline)) void turn(Lanes (&x)[kLanes]) {
 #ifdef __AVX512F__
   __m512 a[16], b[16];
 #pragma GCC unroll 8
@@ -175,15 +175,20 @@ Lanes part_of(const T* row, int64_t d, int64_t width) {
 // several positions, so that no score is ever a sum of neighbours.
 template <class T>
 void read_keys(const T* base, const Seen& seen, int64_t width, float* to) {
+  static constexpr T nothing[1024] = {};
+  const T* row[kBlock];
+  for (int64_t j = 0; j < kBlock; ++j) {
+    const int64_t place = j - seen.first;
+    row[j] = place < 0 || place >= seen.count ? nothing : base + seen.slot[place] * width;
+  }
   for (int64_t d = 0; d < width; d += kLanes)
     for (int64_t j = 0; j < kBlock; j += kLanes) {
       Lanes square[kLanes];
+      if (d + kLanes <= width) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) {
-        const int64_t place = j + i - seen.first;
-        square[i] = place < 0 || place >= seen.count
-                        ? all(0)
-                        : part_of(base + seen.slot[place] * width, d, width);
+        for (int i = 0; i < kLanes; ++i) square[i] = load(row[j + i] + d);
+      } else {
+        for (int i = 0; i < kLanes; ++i) square[i] = part_of(row[j + i], d, width);
       }
       turn(square);
 #pragma GCC unroll 16
@@ -323,10 +328,13 @@ void attend(const Step<T>& step, const Tile& tile, int64_t kv_head) {
     // what nobody sees is not read: it may be another task's, and no number
     const int64_t first = std::max(base, begin);
     Seen seen{first - base, std::min(base + kBlock, end) - first, {}};
-    for (int64_t j = 0; j < seen.count; ++j) {
-      const int64_t p = first + j;
-      seen.slot[j] =
-          step.pages[tile.table + p / step.page_size] * step.page_size + p % step.page_size;
+    for (int64_t j = 0; j < seen.count;) {  // page by page: a division costs as much as a score
+      const int64_t number = (first + j) / step.page_size;
+      const int64_t offset = (first + j) - number * step.page_size;
+      const int64_t run = std::min(step.page_size - offset, seen.count - j);
+      const int64_t slot = step.pages[tile.table + number] * step.page_size + offset;
+      for (int64_t i = 0; i < run; ++i) seen.slot[j + i] = slot + i;
+      j += run;
     }
     read_keys(key_base, seen, step.key_dim, keys.data());
     values.read(value_base, seen, step.value_dim, step.value_stride);
@@ -412,6 +420,7 @@ Tensor paged_attention(Tensor q, Tensor k, std::optional<Tensor> v, Tensor key_c
   STD_TORCH_CHECK(k.size(2) == Dk && k.size(0) == N && slots.size(0) == N && H % KV == 0 &&
                       key_cache.size(0) == KV && key_cache.size(2) == Dk && spans.size(1) == 4,
                   "shapes do not fit");
+  STD_TORCH_CHECK(Dk <= 1024, "heads must be at most 1024 wide");
   STD_TORCH_CHECK(v.has_value() == value_cache.has_value(), "values and their cache go together");
   const int64_t size[] = {N, H, value_dim}, stride[] = {H * value_dim, value_dim, 1};
   AtenTensorHandle handle;

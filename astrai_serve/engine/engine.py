@@ -25,6 +25,7 @@ from astrai_serve.engine.llm import CompletionParts, each_params
 from astrai_serve.engine.statistics import Statistics
 from astrai_serve.engine.stream import TaskStream
 from astrai_serve.engine.task import EngineClosedError, QueueFullError, Task, TaskEvent
+from astrai_serve.engine.tuning import is_native, use_threads
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class InferenceEngine(GenerationEngine):
             assert model is not None, "an engine needs a model or a core"
             core = EngineCore.of_model(model, tokenizer, self.config)
         self._core = core
+        self._is_native = model is not None and is_native(model)
         core.warm_up()
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._lock = threading.Lock()  # guards the next three, and the order of task ids
@@ -316,8 +318,7 @@ class InferenceEngine(GenerationEngine):
 
     def _run(self) -> None:
         try:
-            if self.config.num_threads is not None:
-                torch.set_num_threads(self.config.num_threads)
+            use_threads(self.config.num_threads or torch.get_num_threads(), self._is_native)
             while not self._stopping:
                 self._obey()
                 if self._core.has_tasks and not self._stopping:

@@ -17,8 +17,8 @@ from benchmarks.serving.client import events, request
 from benchmarks.serving.workloads import Workload
 
 CHECK = Workload(num_requests=4, concurrency=1, prompt=(8, 48), num_new=12)
-# of the spread of a row's logits: rounding moves them by less
-TOLERANCE = 0.2
+# of the spread of a row's logits: rounding moves two of them apart by less, 24 random layers deep
+TOLERANCE = 0.5
 
 
 def ask_for_check(url: str, model: str, vocab_size: int) -> list[tuple[list[int], list[str]]]:

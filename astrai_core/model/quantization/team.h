@@ -27,6 +27,13 @@ class Team {
     return *team;
   }
 
+  // How many threads share loops from now on, whatever torch's own number is; 0 follows torch.
+  void use(int64_t threads) { wanted_.store(threads, std::memory_order_relaxed); }
+  int64_t threads() const {
+    const int64_t wanted = wanted_.load(std::memory_order_relaxed);
+    return wanted ? wanted : torch::stable::get_num_threads();
+  }
+
   // Call work(piece) for each of `pieces` pieces, on up to `threads` threads, this one included.
   template <class Work>
   void run(int64_t pieces, int64_t threads, Work&& work) {
@@ -101,6 +108,7 @@ class Team {
   }
 
   std::mutex busy_;
+  std::atomic<int64_t> wanted_{0};
   void (*call_)(void*, int64_t) = nullptr;
   void* context_ = nullptr;
   uint64_t round_ = 0;
@@ -115,7 +123,7 @@ class Team {
 template <class F>
 void share(int64_t count, int64_t grain, F&& f) {
   if (count <= 0) return;
-  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t threads = Team::get().threads();
   const int64_t most = std::max<int64_t>(1, count / std::max<int64_t>(1, grain));
   const int64_t pieces = threads < 2 ? 1 : std::min(most, 8 * threads);
   Team::get().run(pieces, threads, [&](int64_t piece) {
