@@ -83,6 +83,7 @@ def test_reasoning_is_open_while_it_comes_and_folded_after(page, server):
     server.script = [stream(*thoughts, go, delta(content="82"), ending())]
     say(page, "37 + 45")
     expect(page.locator(".reasoning .text")).to_have_text("let me see")
+    time.sleep(0.2)  # shorter thoughts have no time told
     go.set()
     figures(page)
     expect(page.locator(".reasoning .text")).to_be_hidden()
