@@ -268,6 +268,9 @@ def _start_log(options: ServeOptions) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if options.log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    # asyncio writes a line for each event sent to a client that has left: no news, and by the
+    # thousand it fills a pipe that nobody reads, which then holds the whole server up
+    logging.getLogger("asyncio").addFilter(lambda record: "socket.send()" not in record.msg)
     if options.access_log:
         logging.getLogger("astrai_serve.requests").setLevel(logging.INFO)
 

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,8 +63,14 @@ def process(model_folder):
                 break
         found = re.search(r"http://[\w.:]+", report)
         assert found, report
+        # a pipe that nobody reads would hold the server up as soon as it is full of log
+        log: list[str] = []
+        reading = threading.Thread(target=lambda: log.extend(server.stdout or ()))
+        reading.start()
         yield server, found[0]
         server.kill()
+        reading.join()
+        assert log == [], f"the server logs of trouble: {''.join(log)[:2000]}"
 
 
 @dataclass
