@@ -1,0 +1,92 @@
+"""Packed W8A8 layers: whole numbers against 64-bit arithmetic, and rows that stand alone."""
+
+import threading
+
+import pytest
+import torch
+
+from astrai_core.model import packed
+from astrai_core.model.packed import PackedEmbedding, PackedLinear
+from astrai_core.model.quantization import QuantisedEmbedding, W8A8Linear
+from astrai_core.model.quantization.rounding import quantize_rows
+
+pytestmark = pytest.mark.skipif(
+    packed.why_not_packed() is not None, reason=str(packed.why_not_packed())
+)
+SHAPES = [(1, 1), (64, 64), (70, 33), (200, 329)]  # outputs, inputs
+
+
+@pytest.fixture(params=[1, 3], ids=["alone", "three threads"], autouse=True)
+def threads(request):
+    torch.ops.astrai_packed.use_threads(request.param)
+    yield
+    torch.ops.astrai_packed.use_threads(0)  # torch's number again
+
+
+def layer_of(outputs, inputs):
+    torch.manual_seed(outputs)
+    weight, scale = quantize_rows(torch.randn(outputs, inputs))
+    return weight, scale[:, 0].contiguous()
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_products_are_exact(outputs, inputs):
+    weight, _ = layer_of(outputs, inputs)
+    x = torch.randint(-127, 128, (29, inputs))
+    x[:, 0] = 127  # the largest of a row is what it is rounded by
+    layer = PackedLinear(weight, torch.ones(outputs))
+    for rows in (1, 2, 5, 6, 7, 29):
+        assert torch.equal(layer(x[:rows].float()).long(), x[:rows] @ weight.long().t())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_a_row_has_the_same_bits_alone(outputs, inputs, dtype):
+    layer, x = PackedLinear(*layer_of(outputs, inputs)), torch.randn(29, inputs).to(dtype)
+    together = layer(x)
+    assert together.dtype == dtype
+    assert torch.equal(together, torch.cat([layer(row[None]) for row in x]))
+
+
+def test_a_number_that_is_none_is_not_lost():
+    layer = PackedLinear(*layer_of(70, 33))
+    x = torch.randn(8, 33)
+    x[3, 5] = torch.nan
+    assert layer(x).isnan().any(1).tolist() == [n == 3 for n in range(8)]
+
+
+def test_it_is_the_layer_it_was_packed_from():
+    weight, scale = layer_of(200, 329)
+    bias, x = torch.randn(200), torch.randn(2, 5, 329)
+    torch.testing.assert_close(
+        PackedLinear(weight, scale, bias)(x), W8A8Linear(weight, scale, bias)(x)
+    )
+
+
+def test_an_embedding_looks_up_what_it_multiplies_by():
+    weight, scale = layer_of(200, 33)
+    plain, mine = (
+        QuantisedEmbedding(weight, scale, rounds_inputs=True),
+        PackedEmbedding(weight, scale),
+    )
+    ids, x = torch.randint(0, 200, (3, 7)), torch.randn(4, 33, dtype=torch.bfloat16)
+    assert torch.equal(mine(ids), plain(ids))
+    assert mine.project(x).dtype == torch.float32
+    torch.testing.assert_close(mine.project(x), plain.project(x.float()))
+    with pytest.raises(RuntimeError, match="vocabulary"):
+        mine(torch.tensor([200]))
+
+
+def test_two_callers_at_once_share_the_team():
+    layer, x = PackedLinear(*layer_of(640, 512)), torch.randn(64, 512)
+    wanted, wrong = layer(x), []
+
+    def call():
+        wrong.extend(n for n in range(200) if not torch.equal(layer(x), wanted))
+
+    callers = [threading.Thread(target=call) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
