@@ -17,6 +17,7 @@ the longest of them of L tokens.
 """
 
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,9 +80,14 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | st
     """Zeros that, on a CPU, take memory only where they have been written to."""
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    # torch writes its zeros; NumPy asks the system for pages that are zero when they are needed
-    content = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(content).view(dtype).view(shape)
+    # torch writes its zeros; the system has pages that are zero, and are there when they are needed
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)
+    content = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # a few tokens in each layer and head would else take two megabytes each
+    content.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(content, dtype=torch.uint8).view(dtype).view(shape)
 
 
 class PagedAttention(AttentionContext):
