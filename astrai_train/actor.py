@@ -95,7 +95,7 @@ class Actor:
         before = dict(self._engine.stats())
         try:
             # the copy is in the right type already
-            with torch.autocast(model.device.type, enabled=False):
+            with self._copy.running(), torch.autocast(model.device.type, enabled=False):
                 completions = complete(self._engine)
         except ValueError as error:
             raise ValueError(f"a prompt cannot be answered: {error}") from error

@@ -1,14 +1,16 @@
 """The policy as an engine runs it fastest: fused, and in the type that training multiplies in.
 
 Under autocast an engine that read the trained tensors themselves would round all weights anew in
-each of its steps. The copy holds them rounded. Where training does not round, the copy shares the
-tensors with the policy, but for those that fusing joins.
+each of its steps. The copy holds them rounded, and in panels where the processor multiplies
+bfloat16. Where training does not round, the copy shares the tensors with the policy, but for those
+that fusing joins.
 
 What a reader would get wrong: an engine keeps the tensors that it was made with, so that new
 weights are written into them.
 """
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from astrai_core.model import Transformer
 from astrai_core.model.fusion import fuse_
 from astrai_core.model.lora import lora_layers, merge_lora
 from astrai_core.model.moe import Router
+from astrai_core.model.panels import PanelLinear, one_pool, panel_, why_no_panels
 
 
 class PolicyCopy:
@@ -28,6 +31,11 @@ class PolicyCopy:
 
     def __init__(self, policy: Transformer) -> None:
         self.model = _inference_copy(policy)
+        self._has_panels = any(isinstance(m, PanelLinear) for m in self.model.modules())
+
+    def running(self) -> AbstractContextManager[None]:
+        """What an engine over the copy runs in: one pool of threads, if its products are ours."""
+        return one_pool() if self._has_panels else nullcontext()
 
     @torch.no_grad()
     def follow(self, policy: Transformer) -> None:
@@ -55,7 +63,12 @@ def _inference_copy(policy: Transformer) -> Transformer:
         )
         for one in policy.parameters()
     }
-    return fuse_(copy.deepcopy(policy, known).eval())
+    model = fuse_(copy.deepcopy(policy, known).eval())
+    # latent attention and experts multiply by their matrices without a layer
+    is_plain = model.config.attn_type == "gqa" and model.config.ffn_type == "mlp"
+    if dtype is torch.bfloat16 and device == "cpu" and is_plain and why_no_panels() is None:
+        panel_(model)
+    return model
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@ import torch
 
 from astrai_core.model import ModelConfig, Transformer
 from astrai_core.model.lora import LoRAConfig, add_lora
+from astrai_core.model.panels import PanelLinear, why_no_panels
 from astrai_train.policy_copy import PolicyCopy
 
 SHAPE = ModelConfig(vocab_size=50, dim=32, n_layers=2, dim_ffn=48, n_heads=4, n_kv_heads=2)
@@ -60,3 +61,27 @@ def test_under_autocast_it_is_rounded_once():
     assert {one.dtype for one in policy.parameters()} == {torch.float32}
     exact = logits(policy)
     assert 0 < (logits(copied) - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.skipif(why_no_panels() is not None, reason=str(why_no_panels()))
+@pytest.mark.parametrize("with_adapters", [False, True])
+def test_panels_follow_in_the_tensors_that_an_engine_holds(with_adapters):
+    policy = make(with_adapters=with_adapters)
+    with torch.autocast("cpu", torch.bfloat16):
+        follower = PolicyCopy(policy)
+    panels = [m for m in follower.model.modules() if isinstance(m, PanelLinear)]
+    assert len(panels) == 4 * SHAPE.n_layers + 1
+    held = [layer.panels.data_ptr() for layer in panels]
+    before = logits(follower.model)
+    change(policy)
+    with torch.autocast("cpu", torch.bfloat16):
+        follower.follow(policy)
+    after = logits(follower.model)
+    assert (after - before).abs().max() > 0.1
+    exact = logits(policy)
+    assert 0 < (after - exact).abs().max() < 0.05 * exact.abs().max()
+    assert [layer.panels.data_ptr() for layer in panels] == held
+    before_running = torch.get_num_threads()
+    with follower.running():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before_running
