@@ -4,6 +4,7 @@ import codecs
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 
 from astrai_serve.api.errors import ApiError
@@ -161,7 +162,7 @@ class OpenAIHandler(ProtocolHandler):
             "choices": choices,
         }
 
-    @property
+    @cached_property  # each chunk tells it, and reading a package's version takes half a millisecond
     def fingerprint(self) -> str:
         """Changes with what may change the answer to the same seed."""
         return f"astrai-{version('astrai')}-{self.settings.dtype or 'unknown'}"
