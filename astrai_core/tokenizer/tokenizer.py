@@ -251,6 +251,11 @@ class AutoTokenizer:
         return [len(content) for content in self._token_bytes]
 
     @cached_property
+    def longest_token(self) -> int:
+        """Most bytes of text that a token stands for."""
+        return max(self.token_byte_lengths)
+
+    @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end an answer: the folder's own, and what its chat template ends turns with."""
         more = self._generation_config.get("eos_token_id") or []

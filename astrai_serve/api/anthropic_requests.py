@@ -425,7 +425,7 @@ def check_length(text: str, tokenizer: AutoTokenizer, max_context: int) -> None:
         ContextLengthError: says how long it is.
     """
     num_bytes = len(text.encode())
-    if num_bytes > max(tokenizer.token_byte_lengths) * max_context:
+    if num_bytes > tokenizer.longest_token * max_context:
         raise ContextLengthError(
             f"messages have {num_bytes} bytes, which cannot fit into this model's context of "
             f"{max_context} tokens",

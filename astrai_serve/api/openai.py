@@ -162,7 +162,7 @@ class OpenAIHandler(ProtocolHandler):
             "choices": choices,
         }
 
-    @cached_property  # each chunk tells it, and reading a package's version takes half a millisecond
+    @cached_property  # each chunk tells it, and a package's version is slow to read
     def fingerprint(self) -> str:
         """Changes with what may change the answer to the same seed."""
         return f"astrai-{version('astrai')}-{self.settings.dtype or 'unknown'}"

@@ -326,9 +326,8 @@ def check_length(
     texts: Sequence[str], engine: Engine, tokenizer: AutoTokenizer, param: str
 ) -> None:
     """Refuse what cannot fit however well it is tokenized, before work is spent on it."""
-    longest_token = max(tokenizer.token_byte_lengths)
     num_bytes = max((len(text.encode()) for text in texts), default=0)
-    if num_bytes > longest_token * engine.max_context:
+    if num_bytes > tokenizer.longest_token * engine.max_context:
         raise ContextLengthError(
             f"{param} has a text of {num_bytes} bytes, which cannot fit into this model's context "
             f"of {engine.max_context} tokens",
