@@ -22,7 +22,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from astrai_core.model.attention import GQA, Rotation
+from astrai_core.model.attention import GQA, MLA, Rotation
 from astrai_core.model.attention_context import AttentionContext
 from astrai_core.model.feed_forward import MLP
 from astrai_core.model.layers import Linear, RMSNorm
@@ -30,6 +30,7 @@ from astrai_core.model.moe import DeepSeekMoE, Routing
 from astrai_core.model.packed import PackedLinear, pack_, why_not_packed
 from astrai_core.model.quantization import Int4Linear, Int8Linear, W8A8Linear, native
 from astrai_core.model.rotary import TabulatedRotary
+from astrai_core.model.rowwise import RowwiseMLA, RowwiseMoE, why_not_rowwise
 from astrai_core.model.transformer import DecoderBlock, Transformer
 
 _SOURCE = Path(__file__).with_name("fusion.cpp")
@@ -116,10 +117,14 @@ class FusedBlock(nn.Module):
             block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj
         ):
             self.self_attn = FusedGQA(block.self_attn)
+        elif isinstance(block.self_attn, MLA) and why_not_rowwise() is None:
+            self.self_attn = fused_mla(block.self_attn)
         self.post_attention_layernorm = FusedRMSNorm(block.post_attention_layernorm)
         self.mlp = block.mlp
-        if isinstance(block.mlp, MLP) and are_alike(block.mlp.gate_proj, block.mlp.up_proj):
-            self.mlp = FusedMLP(block.mlp)
+        if isinstance(block.mlp, MLP):
+            self.mlp = fused_mlp(block.mlp)
+        elif isinstance(block.mlp, DeepSeekMoE) and why_not_rowwise() is None:
+            self.mlp = fused_moe(block.mlp)
         self.prepare()
 
     def prepare(self) -> None:
@@ -136,6 +141,31 @@ class FusedBlock(nn.Module):
     ) -> Tensor:
         """Map the residual stream (N, dim) to the next block's; a router adds to `routings`."""
         return self._add_mlp(self._add_attention(x, rotation, attention), routings)
+
+
+def fused_mla(attention: MLA) -> RowwiseMLA:
+    """Latent attention whose norms and folded products are our own operators."""
+    norm = attention.q_a_layernorm
+    return RowwiseMLA(
+        attention,
+        None if norm is None else FusedRMSNorm(norm),
+        FusedRMSNorm(attention.kv_a_layernorm),
+    )
+
+
+def fused_mlp(mlp: MLP) -> nn.Module:
+    """The network itself where its two first layers cannot be joined."""
+    return FusedMLP(mlp) if are_alike(mlp.gate_proj, mlp.up_proj) else mlp
+
+
+def fused_moe(experts: DeepSeekMoE) -> RowwiseMoE:
+    """Experts as fused networks, chosen and added up by our own operators."""
+    networks = experts.experts
+    for n, expert in enumerate(networks):  # one by one: the weights are never there twice
+        assert isinstance(expert, MLP)
+        networks[n] = fused_mlp(expert)
+    shared = experts.shared_experts
+    return RowwiseMoE(experts, networks, None if shared is None else fused_mlp(shared))
 
 
 def _attention_of(norm: FusedRMSNorm, attention: nn.Module) -> Attend:
@@ -166,7 +196,7 @@ def _mlp_of(norm: FusedRMSNorm, mlp: nn.Module) -> Feed:
         weight, eps = norm.weight, norm.norm_eps
         return lambda x, _: operator(x, weight, eps, *weights)
     normed = norm.function()
-    if isinstance(mlp, DeepSeekMoE):
+    if isinstance(mlp, RowwiseMoE | DeepSeekMoE):
         return lambda x, routings: x + mlp(normed(x), routings)
     return lambda x, _: x + mlp(normed(x))
 
@@ -176,10 +206,7 @@ def _is_plain(layer: nn.Module) -> TypeGuard[PackedLinear]:
 
 
 def fuse_(model: Transformer) -> Transformer:
-    """Fuse what can be fused, in place; without our compiled operators nothing is.
-
-    MLA's projections and experts stay as they are, but for the norms of the residual stream.
-    """
+    """Fuse what can be fused, in place; without our compiled operators nothing is."""
     if model.device.type != "cpu" or why_not_fused() is not None:
         return model
     if isinstance(model.norm, FusedRMSNorm):

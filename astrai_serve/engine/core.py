@@ -21,7 +21,7 @@ from astrai_serve.engine.detokenizer import Detokenizer
 from astrai_serve.engine.executor import Executor
 from astrai_serve.engine.kv_cache import KVCache
 from astrai_serve.engine.kv_storage import KVStorage
-from astrai_serve.engine.reproducible import why_not_reproducible
+from astrai_serve.engine.reproducible import make_reproducible_
 from astrai_serve.engine.scheduler import Chunk, InferenceScheduler
 from astrai_serve.engine.statistics import Statistics
 from astrai_serve.engine.structured import GrammarCompiler, Matcher
@@ -93,9 +93,8 @@ class EngineCore:
         Raises:
             ValueError: `reproducible` is wanted and cannot be had; the message says why.
         """
-        reason = why_not_reproducible(model) if config.reproducible else None
-        if reason is not None:
-            raise ValueError(f"reproducible cannot be promised here: {reason}")
+        if config.reproducible:
+            make_reproducible_(model)
         dtype = model.dtype
         if config.kv_dtype != "auto":
             dtype = getattr(torch, config.kv_dtype)

@@ -5,27 +5,62 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from astrai_core.generation import SamplingParams
 from astrai_core.model import ModelConfig, Transformer
-from astrai_core.model.fusion import fuse_
-from astrai_core.model.quantization import quantize_
+from astrai_core.model.quantization import Choice, Scheme, quantize_
 from astrai_serve.engine import EngineConfig
 from astrai_serve.engine.core import EngineCore
 from astrai_serve.engine.native_attention import why_not_native
+from astrai_serve.engine.reproducible import make_reproducible_
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 67, "dim": 48, "n_layers": 2, "dim_ffn": 64, "n_heads": 4, "max_len": 256
 }  # fmt: skip
-MODELS: dict[str, dict[str, Any]] = {
-    "gqa, gated": {"n_kv_heads": 2, "use_gated_attention": True},
-    "mqa, window, untied": {
-        "n_kv_heads": 1,
-        "use_gated_attention": True,
-        "attention_gate": "elementwise",
-        "sliding_window": 11,
-        "tie_weight": False,
-    },
+LATENT = {
+    "attn_type": "mla", "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
+    "v_head_dim": 12, "use_qk_norm": False,
+}  # fmt: skip
+EXPERTS = {
+    "ffn_type": "moe", "n_routed_experts": 8, "n_activated_experts": 3, "dim_ffn_expert": 24,
+    "n_shared_experts": 1,
+}  # fmt: skip
+MODELS: dict[str, tuple[Scheme | None, dict[str, Any]]] = {
+    "w8a8, gqa, gated": ("w8a8", {"n_kv_heads": 2, "use_gated_attention": True}),
+    "w8a8, mqa, window, untied": (
+        "w8a8",
+        {
+            "n_kv_heads": 1,
+            "use_gated_attention": True,
+            "attention_gate": "elementwise",
+            "sliding_window": 11,
+            "tie_weight": False,
+        },
+    ),
+    "w8a8, latent, gated": ("w8a8", {**LATENT, "q_lora_rank": 24, "use_gated_attention": True}),
+    "w8a8, experts by softmax": ("w8a8", {**EXPERTS, "n_kv_heads": 2}),
+    "w8a8, latent, experts by sigmoid": (
+        "w8a8",
+        {
+            **LATENT,
+            **EXPERTS,
+            "moe_scoring": "sigmoid",
+            "moe_topk_method": "noaux_tc",
+            "n_expert_groups": 4,
+            "n_activated_groups": 2,
+            "norm_topk_prob": True,
+            "first_k_dense": 1,
+        },
+    ),
+    "fp32, gqa, gated": (None, {"n_kv_heads": 2, "use_gated_attention": True}),
+    "fp32, biases, untied": (
+        None,
+        {"attention_bias": True, "ffn_bias": True, "tie_weight": False, "use_qk_norm": False},
+    ),
+    "fp32, latent, experts": (None, {**LATENT, **EXPERTS}),
+    "int8": ("int8", {"n_kv_heads": 2}),
+    "int4": ("int4", {"n_kv_heads": 2}),
 }
 needs_kernel = pytest.mark.skipif(why_not_native() is not None, reason=str(why_not_native()))
 
@@ -40,9 +75,12 @@ def make(**fields):
 
 @pytest.fixture(scope="module", params=MODELS.values(), ids=list(MODELS))
 def model(request):
-    model = make(**request.param)
-    quantize_(model, "w8a8")
-    return fuse_(model)
+    scheme, fields = request.param
+    model = make(**fields)
+    if scheme is not None:
+        quantize_(model, scheme)
+    make_reproducible_(model)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +144,48 @@ def test_preemption_and_a_cold_cache_change_no_bit(model, alone):
     assert cold == alone
 
 
-@pytest.mark.parametrize(
-    ("model", "why"),
-    [
-        (make(), "not w8a8: quantise them"),
-        (make(attn_type="mla", kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4,
-              v_head_dim=12, use_qk_norm=False), "latent attention"),
-    ],
-    ids=["fp32", "mla"],
-)  # fmt: skip
-def test_what_cannot_be_promised_is_refused(model, why):
-    with pytest.raises(ValueError, match=f"reproducible cannot be promised here: .*{why}"):
+@needs_kernel
+@pytest.mark.parametrize("fields", [{"n_kv_heads": 2}, {**LATENT, **EXPERTS}], ids=["gqa", "mla"])
+def test_a_model_that_becomes_reproducible_says_what_it_did(fields):
+    model, ids = make(**fields), torch.arange(60)[None] % 67
+    with torch.inference_mode():
+        before = model(ids)["logits"]
+        make_reproducible_(model)
+        torch.testing.assert_close(model(ids)["logits"], before, rtol=1e-4, atol=1e-5)
+
+
+class _Foreign(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+@needs_kernel
+def test_what_cannot_be_promised_is_refused():
+    model = make()
+    mlp = model.get_submodule("layers.1.mlp")
+    mlp.add_module("down_proj", _Foreign(mlp.down_proj))
+    why = r"reproducible cannot be promised here: layers\.1\.mlp\.down_proj is a _Foreign"
+    with pytest.raises(ValueError, match=why):
         EngineCore.of_model(model, None, EngineConfig(num_pages=64, reproducible=True))
+
+
+@needs_kernel
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_products_of_torchs_are_refused(monkeypatch, scheme):
+    model = make()
+    quantize_(model, scheme)
+    missing = Choice(kernel=lambda x, *_: x, is_native=False, reason="there is no compiler")
+    monkeypatch.setattr("astrai_serve.engine.reproducible.choose", lambda: missing)
+    with pytest.raises(ValueError, match=r"promised here: .*: there is no compiler"):
+        EngineCore.of_model(model, None, EngineConfig(num_pages=64, reproducible=True))
+
+
+@pytest.mark.parametrize("missing", ["why_not_native", "why_not_fused", "why_not_rowwise"])
+def test_without_the_compiled_operators_it_is_refused(monkeypatch, missing):
+    monkeypatch.setattr(f"astrai_serve.engine.reproducible.{missing}", lambda: "no compiler")
+    with pytest.raises(ValueError, match=r"promised here: the compiled operators .*: no compiler"):
+        EngineCore.of_model(make(), None, EngineConfig(num_pages=64, reproducible=True))
