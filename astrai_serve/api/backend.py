@@ -63,6 +63,7 @@ class Engine(Protocol):
         sample_index: int = 0,
         client: str = "",
         is_bulk: bool = False,
+        tells_progress: bool = False,
     ) -> TaskStream:
         """Start a task; raises `EngineError` when it is not taken."""
         ...

@@ -50,6 +50,8 @@ class GenerationRequest:
     """Below 0 it is chat and above 0 bulk, whatever its address."""
     reading: Reading | None = None
     """How answers are taken apart; None leaves them text."""
+    tells_progress: bool = False
+    """A stream tells how far the prompts have come."""
     includes_stop: bool = False
     """The stop string that ended an answer is part of it."""
     structure_param: str | None = None
@@ -108,6 +110,7 @@ class GenerationRequest:
                     sample_index=choice % self.n,
                     client=self.client,
                     is_bulk=self.is_bulk,
+                    tells_progress=self.tells_progress,
                 )
                 streams.append(stream)
         except (RefusedError, QueueFullError, EngineClosedError) as error:

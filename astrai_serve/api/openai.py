@@ -37,6 +37,8 @@ class OpenAIContext(StreamContext):
     continuous_usage: bool
     offsets: list["TextOffsets"]
     """Where the next token of each choice begins."""
+    num_told_tokens: int | None = None
+    """Of the prompts, that the client has heard of."""
 
 
 class TextOffsets:
@@ -92,11 +94,26 @@ class OpenAIHandler(ProtocolHandler):
 
     def chunk(self, context: StreamContext, choice: Mapping[str, object]) -> bytes:
         """An event about one choice."""
+        return event(self._chunk(context, [choice]))
+
+    def progress(self, context: StreamContext) -> Sequence[bytes]:
+        """An event of how far the prompts have come, if it is asked for and news."""
         assert isinstance(context, OpenAIContext)
-        chunk = self._envelope(context, self.chunk_name, [choice])
+        if not context.request.tells_progress:
+            return []
+        told, context.num_told_tokens = context.num_told_tokens, context.num_computed_tokens
+        if told == context.num_told_tokens:
+            return []
+        return [event(self._chunk(context, []) | {"prompt_progress": context.progress()})]
+
+    def _chunk(
+        self, context: StreamContext, choices: Sequence[Mapping[str, object]]
+    ) -> dict[str, object]:
+        assert isinstance(context, OpenAIContext)
+        chunk = self._envelope(context, self.chunk_name, choices)
         if context.include_usage:
             chunk["usage"] = usage(context) if context.continuous_usage else None
-        return event(chunk)
+        return chunk
 
     def whole(
         self, context: StreamContext, choices: Sequence[Mapping[str, object]]

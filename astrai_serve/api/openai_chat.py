@@ -40,12 +40,12 @@ class ChatHandler(OpenAIHandler):
         self, context: StreamContext, index: int, event: TaskEvent
     ) -> Sequence[bytes]:
         """What is new, piece by piece, then the reason of the end in an event of its own."""
+        chunks = [*self.progress(context)]
         choice = context.choices[index]
         logprobs = self._logprobs(spoken(event.logprobs, event.finish))
         deltas = [told for one in choice.deltas if (told := self._delta(context, index, one))]
-        if not deltas and (logprobs or context.request.tells_token_ids):
+        if not deltas and event.token_ids and (logprobs or context.request.tells_token_ids):
             deltas = [{"content": ""}]
-        chunks: list[bytes] = []
         for n, delta in enumerate(deltas):
             entry = self._choice(index, delta, logprobs if n == 0 else None)
             if n == 0:

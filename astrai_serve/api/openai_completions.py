@@ -41,8 +41,10 @@ class CompletionHandler(OpenAIHandler):
         self, context: StreamContext, index: int, event: TaskEvent
     ) -> Sequence[bytes]:
         """The new text, and the reason of the end with the last of it."""
-        if not (event.text or event.logprobs or event.finish):
-            return []
+        told = self.progress(context)
+        has_ids = context.request.tells_token_ids and event.token_ids
+        if not (event.text or event.logprobs or has_ids or event.finish):
+            return told
         choice = {
             "index": index,
             "text": event.text,
@@ -53,7 +55,7 @@ class CompletionHandler(OpenAIHandler):
         choice |= self.token_id_entries(context, index, event.token_ids, is_first)
         if event.finish is not None:
             choice |= ending(event.finish)
-        return [self.chunk(context, choice)]
+        return [*told, self.chunk(context, choice)]
 
     def format_response(self, context: StreamContext) -> dict[str, object]:
         """All choices with their texts."""

@@ -121,11 +121,17 @@ class SamplingBody(Body):
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
     service_tier: str | None = None
     user: str | None = None
+    return_progress: bool | None = None
 
     @property
     def streams(self) -> bool:
         """Whether the answer is to be streamed."""
         return bool(self.stream)
+
+    @property
+    def tells_progress(self) -> bool:
+        """Whether a stream tells how far its prompts have come."""
+        return self.streams and bool(self.return_progress)
 
     @property
     def include_usage(self) -> bool:

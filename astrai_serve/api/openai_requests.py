@@ -107,6 +107,7 @@ class ChatCompletionRequest(SamplingBody):
             tells_prompt=self.prompt_logprobs is not None,
             tells_token_ids=bool(self.return_token_ids),
             stream=self.streams,
+            tells_progress=self.tells_progress,
             cache_salt=salt,
         )
 
@@ -198,6 +199,7 @@ class CompletionRequest(SamplingBody):
             echo=bool(self.echo),
             tells_prompt=self.prompt_logprobs is not None,
             stream=self.streams,
+            tells_progress=self.tells_progress,
             cache_salt=salt,
         )
 

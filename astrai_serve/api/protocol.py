@@ -57,6 +57,8 @@ class Choice:
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     num_cached_tokens: int | None = None
+    num_computed_tokens: int = 0
+    """Of the prompt, where progress is told."""
     finish: Finish | None = None
     token_ids: list[int] = field(default_factory=list[int])
     parser: MessageParser | None = None
@@ -108,6 +110,8 @@ class StreamContext:
         choice.finish = event.finish
         if event.num_cached_tokens is not None:
             choice.num_cached_tokens = event.num_cached_tokens
+        if event.num_computed_tokens is not None:
+            choice.num_computed_tokens = event.num_computed_tokens
         if self.first_token is None and event.token_ids:
             self.first_token = time.perf_counter()
         if event.finish is not None:
@@ -132,6 +136,14 @@ class StreamContext:
         ]
         return sum(min(cached, default=0) for cached in begun)
 
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens of all prompts that are read; samples of one prompt share what one has read."""
+        return sum(
+            max(choice.num_computed_tokens for choice in samples)
+            for samples in _groups(self.choices, self.request.n)
+        )
+
     def counts(self) -> dict[str, object]:
         """What the log tells of the request."""
         first = None if self.first_token is None else round(self.first_token - self.submitted, 4)
@@ -143,6 +155,15 @@ class StreamContext:
             "output_tokens": self.num_output_tokens,
             "first_token_seconds": first,
             "finish": ",".join(sorted(set(ends))),
+        }
+
+    def progress(self) -> dict[str, object]:
+        """How far the prompts have come; the words are those of llama.cpp's server."""
+        return {
+            "total": self.request.num_prompt_tokens,
+            "cache": self.num_cached_tokens,
+            "processed": self.num_computed_tokens,
+            "time_ms": _milliseconds(time.perf_counter() - self.submitted),
         }
 
     def timings(self) -> dict[str, object]:

@@ -41,6 +41,7 @@ _UNSUPPORTED: Mapping[str, Sequence[object]] = {
     "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory", "in-memory"),
     "prompt_logprobs": (),
+    "return_progress": (False,),
     "return_token_ids": (False,),
     "service_tier": ("auto", "default", "flex"),
     "store": (False,),

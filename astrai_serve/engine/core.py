@@ -155,6 +155,7 @@ class EngineCore:
         sample_index: int = 0,
         client: str = "",
         is_bulk: bool = False,
+        tells_progress: bool = False,
         matcher: Matcher | None = None,
     ) -> Task:
         """Make a task that is sure to fit; reads only what never changes, so any thread may.
@@ -167,6 +168,7 @@ class EngineCore:
             sample_index: which of several samples of one request, for other draws of one seed.
             client: whose task it is; clients get their turns fairly.
             is_bulk: nobody waits for it in front of a screen.
+            tells_progress: events tell how far the prompt has come.
             matcher: what `matcher_of` made of the parameters; None makes one here.
 
         Raises:
@@ -208,6 +210,7 @@ class EngineCore:
             cache_salt=cache_salt,
             client=client,
             is_bulk=is_bulk,
+            tells_progress=tells_progress,
             arrived_at=time.perf_counter(),
             stop_ids=stop_ids if params.ignore_eos else stop_ids | self.model_stop_ids,
             matcher=matcher or self.matcher_of(params),
@@ -251,6 +254,8 @@ class EngineCore:
         events: list[tuple[int, TaskEvent]] = []
         for chunk, sample in pairs:
             if sample is None:
+                if chunk.task.tells_progress and not chunk.task.num_output_tokens:
+                    events.append((chunk.task.task_id, _progress(chunk.task)))
                 continue
             try:
                 if isinstance(sample, Exception):
@@ -318,13 +323,16 @@ class EngineCore:
             finish = task.finish(FinishReason.STOP, stop_token_id=sample.token_id if ends else None)
         if finish is None and task.num_output_tokens >= task.max_tokens:
             finish = task.finish(FinishReason.LENGTH)
+        is_first = task.num_output_tokens == 1
         event = TaskEvent(
             text=text,
             token_ids=(sample.token_id,),
             logprobs=() if sample.logprob is None else (sample.logprob,),
-            prompt_logprobs=tuple(task.prompt_logprobs) if task.num_output_tokens == 1 else (),
-            num_cached_tokens=task.num_cached_tokens if task.num_output_tokens == 1 else None,
+            prompt_logprobs=tuple(task.prompt_logprobs) if is_first else (),
+            num_cached_tokens=task.num_cached_tokens if is_first else None,
         )
+        if is_first and task.tells_progress:
+            event = _progress(task) + event
         return event if finish is None else event + self._end(task, finish)
 
     def _fail(self, task: Task, error: Exception) -> TaskEvent:
@@ -365,6 +373,13 @@ class EngineCore:
         assert known == self._tasks.keys(), f"scheduled {known}, known {self._tasks.keys()}"
         if not known:
             self.check_idle()
+
+
+def _progress(task: Task) -> TaskEvent:
+    return TaskEvent(
+        num_cached_tokens=task.num_cached_tokens,
+        num_computed_tokens=min(task.num_computed_tokens, task.num_prompt_tokens),
+    )
 
 
 def _speller(

@@ -118,6 +118,7 @@ class InferenceEngine(GenerationEngine):
         sample_index: int = 0,
         client: str = "",
         is_bulk: bool = False,
+        tells_progress: bool = False,
     ) -> TaskStream:
         """Start a task; any thread may.
 
@@ -128,6 +129,7 @@ class InferenceEngine(GenerationEngine):
             sample_index: which of several samples of one request, for other draws of one seed.
             client: whose task it is; clients get their turns fairly.
             is_bulk: nobody waits for it in front of a screen: chat turns may pass it.
+            tells_progress: events tell how far the prompt has come.
 
         Raises:
             RefusedError: the task can never run.
@@ -142,6 +144,7 @@ class InferenceEngine(GenerationEngine):
             sample_index=sample_index,
             client=client,
             is_bulk=is_bulk,
+            tells_progress=tells_progress,
         )
 
     def prepare(self, params: SamplingParams) -> None:
@@ -283,6 +286,7 @@ class InferenceEngine(GenerationEngine):
         sample_index: int = 0,
         client: str = "",
         is_bulk: bool = False,
+        tells_progress: bool = False,
     ) -> TaskStream:
         most = self.max_tasks
         matcher = self._core.matcher_of(params)  # without the lock: it may take seconds
@@ -302,6 +306,7 @@ class InferenceEngine(GenerationEngine):
                 sample_index=sample_index,
                 client=client,
                 is_bulk=is_bulk,
+                tells_progress=tells_progress,
                 matcher=matcher,
             )
             self._num_tasks += 1

@@ -94,7 +94,10 @@ class TaskEvent:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     """Of the prompt's tokens but the first, with the first token, if the task asked for them."""
     num_cached_tokens: int | None = None
-    """Prompt tokens found in the prefix cache; told with the first token."""
+    """Prompt tokens found in the prefix cache; told with the first token, and with progress."""
+    num_computed_tokens: int | None = None
+    """Prompt tokens whose keys and values are there, those found in the cache included: told after
+    each step in which the prompt got on, if the task asked for its progress."""
     finish: Finish | None = None
 
     def __add__(self, later: "TaskEvent") -> "TaskEvent":
@@ -106,7 +109,14 @@ class TaskEvent:
             logprobs=self.logprobs + later.logprobs,
             prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
             num_cached_tokens=(
-                later.num_cached_tokens if self.num_cached_tokens is None else self.num_cached_tokens
+                later.num_cached_tokens
+                if self.num_cached_tokens is None
+                else self.num_cached_tokens
+            ),
+            num_computed_tokens=(
+                self.num_computed_tokens
+                if later.num_computed_tokens is None
+                else later.num_computed_tokens
             ),
             finish=later.finish,
         )
@@ -164,6 +174,8 @@ class Task:
     """Whose task it is; clients get their turns fairly."""
     is_bulk: bool = False
     """Nobody waits for it in front of a screen: chat turns may pass it."""
+    tells_progress: bool = False
+    """Its reader wants to hear how far its prompt has come."""
     stop_ids: frozenset[int] = frozenset()
     """Tokens that end the task."""
     matcher: TokenMatcher | None = None

@@ -73,6 +73,7 @@ CHATS: dict[str, Any] = {
     "service_tier": "flex",
     "prompt_logprobs": 1,
     "return_token_ids": True,
+    "return_progress": ({"stream": True}, True),
     "chat_template_kwargs": {"enable_thinking": True},
     "add_generation_prompt": False,
     "continue_final_message": True,
@@ -95,6 +96,7 @@ COMPLETIONS: dict[str, Any] = {
     "response_format": JSON,
     "prompt_logprobs": 1,
     "return_token_ids": True,
+    "return_progress": ({"stream": True}, True),
     "priority": -1,
 }
 RESPONSES: dict[str, Any] = {
@@ -108,6 +110,7 @@ RESPONSES: dict[str, Any] = {
     "reasoning": {"effort": "high"},
     "service_tier": "flex",
     "stream_options": REFUSED,
+    "return_progress": REFUSED,
     "text": TEXT_JSON,
     "tool_choice": ({"tools": [{"type": "function", **TOOL}]}, "required"),
     "tools": [{"type": "function", **TOOL}],
@@ -152,7 +155,8 @@ def seen(server, path, body):
         keys = ("choices", "output", "prompt_token_ids")
         told = [strip(told.get(key)) for key in keys]
     else:
-        told = (response.headers["content-type"], '"usage"' in told)
+        names = ('"usage"', '"prompt_progress"')
+        told = (response.headers["content-type"], *(name in told for name in names))
     tasks = [
         (t.prompt_ids, t.params, t.cache_salt, t.sample_index, t.is_bulk)
         for t in sorted(server.script.tasks, key=lambda task: task.sample_index)

@@ -2,21 +2,13 @@
 
 import json
 import math
-import threading
 from typing import Any
 
 import jsonschema
 import openai
 import pytest
 import torch
-import uvicorn
 
-from astrai_core.model import ModelConfig, Transformer
-from astrai_core.tokenizer import AutoTokenizer
-from astrai_serve.api import ServerSettings, bind, create_app
-from astrai_serve.engine import EngineConfig, InferenceEngine
-
-TEXTS = ["你好，世界！今天北京天气很好。", '{"name": "hello world", "age": 12}']
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"城市": {"enum": ["北京", "上海"]}, "age": {"type": "integer", "maximum": 99}},
@@ -34,35 +26,11 @@ HI: Any = [{"role": "user", "content": "北京"}]
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.train(TEXTS * 20, 290)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    torch.manual_seed(0)
-    shape = ModelConfig(
-        vocab_size=tokenizer.vocab_size, dim=32, n_layers=1, dim_ffn=48, n_heads=4, max_len=1024
-    )
-    return Transformer(shape).eval()
-
-
-@pytest.fixture(scope="module")
-def client(model, tokenizer):
-    config = EngineConfig(
-        page_size=4, num_pages=256, max_step_tokens=9, max_running_tasks=4, max_queued_tasks=8
-    )
-    engine = InferenceEngine(model, tokenizer, config)
-    listener = bind("127.0.0.1", 0)
-    app = create_app(engine, ServerSettings(model_name="tiny"))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    with openai.OpenAI(base_url=url, api_key="any", max_retries=0, timeout=60) as client:
+def client(tiny_url):
+    with openai.OpenAI(
+        base_url=f"{tiny_url}/v1", api_key="any", max_retries=0, timeout=60
+    ) as client:
         yield client
-    server.should_exit = True
-    thread.join()
 
 
 def ask(client, **body):
@@ -130,9 +98,9 @@ def expected(model, ids):
 
 
 def test_an_echoed_prompt_has_the_log_probabilities_of_the_plain_forward_pass(
-    client, model, tokenizer
+    client, tiny_model, tiny_tokenizer
 ):
-    ids = tokenizer.encode("今天北京天气很好。hello world")
+    ids = tiny_tokenizer.encode("今天北京天气很好。hello world")
     for _ in range(2):  # the second time its pages are cached
         answer = client.completions.create(
             model="tiny", prompt=[ids], max_tokens=1, logprobs=1, echo=True, temperature=0
@@ -141,7 +109,7 @@ def test_an_echoed_prompt_has_the_log_probabilities_of_the_plain_forward_pass(
         assert logprobs.token_logprobs[0] is None
         assert logprobs.top_logprobs[0] is None
         assert logprobs.token_logprobs[1 : len(ids)] == pytest.approx(
-            expected(model, ids), abs=1e-4
+            expected(tiny_model, ids), abs=1e-4
         )
         assert len(logprobs.tokens) == len(logprobs.text_offset) == len(ids) + 1
         tops = zip(logprobs.tokens[1:], logprobs.top_logprobs[1:], strict=True)
@@ -157,13 +125,13 @@ def test_echo_alone_repeats_the_prompt(client):
     assert "".join(piece.choices[0].text for piece in pieces) == whole
 
 
-def test_a_chat_tells_of_its_prompt_in_the_words_of_vllm(client, model, tokenizer):
+def test_a_chat_tells_of_its_prompt_in_the_words_of_vllm(client, tiny_model, tiny_tokenizer):
     choice = ask(client, max_tokens=1, extra_body={"prompt_logprobs": 2}).choices[0]
-    ids = tokenizer.apply_chat_template(HI, add_generation_prompt=True)
+    ids = tiny_tokenizer.apply_chat_template(HI, add_generation_prompt=True)
     told = choice.model_extra["prompt_logprobs"]
     assert told[0] is None
     values = [entry[str(i)]["logprob"] for i, entry in zip(ids[1:], told[1:], strict=True)]
-    assert values == pytest.approx(expected(model, ids), abs=1e-4)
+    assert values == pytest.approx(expected(tiny_model, ids), abs=1e-4)
     assert all(math.isfinite(value) for value in values)
 
 

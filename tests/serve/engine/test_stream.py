@@ -127,3 +127,13 @@ def test_nothing_follows_the_end(stream):
     stream.put(last())
     with pytest.raises(AssertionError, match="after its last one"):
         stream.put(token(1))
+
+
+def test_progress_that_waits_is_told_by_its_latest():
+    def read(count):
+        return TaskEvent(num_computed_tokens=count, num_cached_tokens=4)
+
+    merged = read(8) + read(12) + token(7)
+    assert merged == TaskEvent(
+        text="7 ", token_ids=(7,), num_computed_tokens=12, num_cached_tokens=4
+    )
