@@ -98,13 +98,16 @@ class Executor:
         errors: dict[int, Exception] = {}
         if structured:
             adjusted, errors = self._masks.apply(adjusted, tasks, structured)
-        token_ids = adjusted.argmax(1)
         # the largest of a row is NaN if any of it is
-        is_sound = adjusted.gather(1, token_ids[:, None])[:, 0].isfinite().tolist()
+        is_sound = adjusted.amax(1).isfinite().tolist()
         drawing = [n for n, task in enumerate(tasks) if task.params.temperature >= GREEDY_BELOW]
-        if drawing:
-            drawn = self._draw(adjusted, [tasks[n] for n in drawing], drawing)
-            token_ids[torch.tensor(drawing, device=logits.device)] = drawn
+        if len(drawing) == len(tasks):
+            token_ids = self._draw(adjusted, tasks, drawing)
+        else:
+            token_ids = adjusted.argmax(1)  # costs ten times what the largest value costs
+            if drawing:
+                drawn = self._draw(adjusted, [tasks[n] for n in drawing], drawing)
+                token_ids[torch.tensor(drawing, device=logits.device)] = drawn
         wanted = [n for n, task in enumerate(tasks) if task.params.logprobs is not None]
         logprobs = _logprobs(logits, token_ids, tasks, wanted) if wanted else {}
         for n in (n for n, sound in enumerate(is_sound) if not sound):

@@ -75,7 +75,7 @@ class Adjustments:
 
 def log_probabilities(logits: Tensor, token_ids: Tensor) -> Tensor:
     """Log-probability (R,) of one token per row under the softmax of logits (R, V)."""
-    return logits.gather(1, token_ids[:, None])[:, 0] - logits.logsumexp(1)
+    return logits.log_softmax(1).gather(1, token_ids[:, None])[:, 0]
 
 
 def top_log_probabilities(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,8 @@ def _draw_from_top(
 
 
 def _draw_from_all(scaled: Tensor, min_p: Tensor, uniform: Tensor) -> Tensor:
-    relative = (scaled - scaled.amax(1, keepdim=True)).exp()
+    # one new tensor and no more: on some systems its pages cost more than the arithmetic
+    relative = (scaled - scaled.amax(1, keepdim=True)).exp_()
     if bool((min_p > 0).any()):
         relative = relative.masked_fill(relative < min_p[:, None], 0)
     return _invert(relative, uniform)
