@@ -4,7 +4,8 @@
     gate_proj, up_proj      -> one product;  silu and the product           -> one operator
     RMSNorm                 -> one operator
 
-and, where int8 weights can be packed, in three operators a block: `packed.cpp` says which.
+and, where int8 weights can be packed, in three operators a block: `packed.cpp` says which. Layers
+in float32, latent attention and experts become those of `rowwise.py`.
 
 A small model's step is bound by the number of its operators and by the Python between them: what
 a block calls is looked up once, here, and not through modules in each step. The rows of the joined
@@ -30,7 +31,7 @@ from astrai_core.model.moe import DeepSeekMoE, Routing
 from astrai_core.model.packed import PackedLinear, pack_, why_not_packed
 from astrai_core.model.quantization import Int4Linear, Int8Linear, W8A8Linear, native
 from astrai_core.model.rotary import TabulatedRotary
-from astrai_core.model.rowwise import RowwiseMLA, RowwiseMoE, why_not_rowwise
+from astrai_core.model.rowwise import RowwiseMLA, RowwiseMoE, rowwise_, why_not_rowwise
 from astrai_core.model.transformer import DecoderBlock, Transformer
 
 _SOURCE = Path(__file__).with_name("fusion.cpp")
@@ -221,6 +222,10 @@ def fuse_(model: Transformer) -> Transformer:
     if why_not_packed() is None:
         pack_(model)
     model.rotary_embedding = TabulatedRotary(model.rotary_embedding, model.config.max_len)
+    # compiled only where a layer needs it
+    has_plain = model.dtype is torch.float32 and any(type(m) is Linear for m in model.modules())
+    if has_plain and why_not_rowwise() is None:
+        rowwise_(model)
     return model
 
 

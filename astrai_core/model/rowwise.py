@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from astrai_core.model.attention import MLA, Rotation
 from astrai_core.model.attention_context import AttentionContext
 from astrai_core.model.layers import Embedding, Linear
+from astrai_core.model.lora import LoRALinear
 from astrai_core.model.moe import DeepSeekMoE, Router, Routing
 from astrai_core.model.quantization import native
 from astrai_core.model.rotary import rotate
@@ -83,8 +84,13 @@ class RowwiseEmbedding(nn.Module):
 
 
 def rowwise_(model: nn.Module) -> None:
-    """Let every `Linear` and `Embedding` below `model` compute row by row, in place."""
+    """Let every `Linear` and `Embedding` below `model` compute row by row, in place.
+
+    Layers with adapters stay as they are.
+    """
     for owner in list(model.modules()):
+        if isinstance(owner, LoRALinear):
+            continue
         for name, child in list(owner.named_children()):
             if type(child) is Linear:
                 setattr(owner, name, RowwiseLinear(child.weight, child.bias))
