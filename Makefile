@@ -4,6 +4,8 @@ PYTHON ?= python3
 # Empty: the default package index. For PyTorch's small CPU build, see README.md.
 TORCH_INDEX ?=
 PORT ?= 8000
+# Processes that share the test suite; each takes up to a gigabyte.
+WORKERS ?= 2
 # Passed on to pytest, the demo, the chat or the benchmark.
 ARGS ?=
 
@@ -29,7 +31,7 @@ chat: $(VENV)/.demo  ## talk to the running server in the terminal
 
 .PHONY: test
 test: $(VENV)/.dev  ## run the test suite
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev  ## format, lint, types and the layers between packages
