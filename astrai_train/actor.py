@@ -10,7 +10,7 @@ from torch import Tensor
 from astrai_core.generation import Completion, FinishReason, GenerationEngine
 from astrai_core.model import Transformer
 from astrai_core.tokenizer import AutoTokenizer
-from astrai_train.policy_copy import PolicyCopy
+from astrai_train.policy_copy import PolicyCopy, Rounding
 from astrai_train.rewards import RewardFunction, judge, reward_names, weighted_sum
 
 EngineFactory = Callable[[Transformer], GenerationEngine]
@@ -53,6 +53,7 @@ class Actor:
         factory: makes the engine, when it is first needed.
         rewards: judge completions.
         weights: of the rewards, in their sum.
+        rounding: of the weights that answer.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class Actor:
         factory: EngineFactory,
         rewards: Sequence[RewardFunction],
         weights: Sequence[float],
+        rounding: Rounding | None = None,
     ) -> None:
         self._factory = factory
+        self._rounding: Rounding | None = rounding
         self._engine: GenerationEngine | None = None
         self._copy: PolicyCopy | None = None
         self._rewards = rewards
@@ -88,7 +91,7 @@ class Actor:
             ValueError: a prompt leaves no room for an answer.
         """
         if self._engine is None or self._copy is None:
-            self._copy = PolicyCopy(model)
+            self._copy = PolicyCopy(model, self._rounding)
             self._engine = self._factory(self._copy.model)
         else:
             self._copy.follow(model)

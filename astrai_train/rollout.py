@@ -18,6 +18,7 @@ from torch import Tensor
 
 from astrai_core.generation import Completion, GenerationEngine, SamplingParams
 from astrai_train.data.packing import IGNORED, PADDING, pack_samples
+from astrai_train.policy_copy import Rounding
 
 _ROUNDED_TO = 16
 """Rows are a multiple of it long, so that a compiled model meets few lengths."""
@@ -43,6 +44,9 @@ class RolloutConfig:
     """Above 0, tokens are drawn from another distribution than the one that is trained."""
     eval_temperature: float = 0.0
     """The same where a validation answers each prompt once; 0 takes the likeliest tokens."""
+    weights: Rounding | None = None
+    """w8a8 answers with weights that are rounded to bytes anew after each update: from a little
+    other distribution than the one that is trained, which `rollout/mismatch` tells."""
     seed: int = 0
     """Of all draws, with the optimizer step, the prompt's number and the completion's."""
 

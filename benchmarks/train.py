@@ -49,7 +49,7 @@ CONTENDERS = {
     "seq": ("ours", "ours eager", "hf", "hf compiled"),
     "sft": ("ours", "trl", "trl no checkpointing"),
     "dpo": ("ours", "trl", "trl no checkpointing"),
-    "grpo": ("ours", "trl", "trl no checkpointing"),
+    "grpo": ("ours", "ours w8a8", "trl", "trl no checkpointing"),
 }
 Seconds = list[float]
 
@@ -215,6 +215,8 @@ def run_ours(objective: str, name: str, folder: Path, steps: int) -> tuple[Secon
             "model.init_args.rollout.num_generations": COMPLETIONS,
             "model.init_args.rollout.max_completion": NEW_TOKENS,
         }
+        if "w8a8" in name:
+            arguments["model.init_args.rollout.weights"] = "w8a8"
         sys.path.insert(0, str(folder))
     with contextlib.redirect_stdout(io.StringIO()):
         run = Run(["fit", *(f"--{key}={value}" for key, value in arguments.items())])

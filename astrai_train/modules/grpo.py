@@ -97,7 +97,7 @@ class GRPOModule(LMModule):
         """Called while an engine answers; it may end the run by an exception."""
         self.tokens_read = 0
         """Tokens of the last piece of a rollout, prompts among them."""
-        self._actor = None if engine is None else Actor(engine, rewards, weights)
+        self._actor = None if engine is None else Actor(engine, rewards, weights, rollout.weights)
         self._micro_batches = micro_batches
         self._num_pieces = micro_batches or 1
         self._rollout: Rollout | None = None
