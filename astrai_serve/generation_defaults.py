@@ -54,7 +54,7 @@ class GenerationDefaults:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     max_new_tokens: int | None = None
-    """Most new tokens of an offline call that does not say; a server's requests go by the room."""
+    """Most new tokens of an answer for which nobody says, as far as the context has room."""
 
     @property
     def sampling(self) -> SamplingParams:
@@ -105,6 +105,8 @@ class GenerationDefaults:
         told += [f"min_p {self.min_p:g}"] if self.min_p else []
         penalty = self.repetition_penalty
         told += [f"repetition_penalty {penalty:g}"] if penalty != 1 else []
+        limit = self.max_new_tokens
+        told += [f"max_new_tokens {limit}"] if limit is not None else []
         return ", ".join(told)
 
 

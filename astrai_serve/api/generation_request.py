@@ -50,6 +50,8 @@ class GenerationRequest:
     """Below 0 it is chat and above 0 bulk, whatever its address."""
     reading: Reading | None = None
     """How answers are taken apart; None leaves them text."""
+    default_max_tokens: int | None = None
+    """Most new tokens where `params` set no limit; it gives way to the room, and is no request."""
     tells_progress: bool = False
     """A stream tells how far the prompts have come."""
     includes_stop: bool = False
@@ -103,9 +105,10 @@ class GenerationRequest:
         streams: list[TaskStream] = []
         try:
             for choice in range(self.num_choices):
+                prompt = self.prompt_of(choice)
                 stream = engine.submit(
-                    self.prompts[choice // self.n],
-                    self.params,
+                    prompt,
+                    self._params_for(prompt, engine),
                     cache_salt=self.cache_salt,
                     sample_index=choice % self.n,
                     client=self.client,
@@ -121,6 +124,15 @@ class GenerationRequest:
             if len(streams) < self.num_choices:
                 for stream in streams:
                     stream.cancel()
+
+    def _params_for(self, prompt: Sequence[int], engine: Engine) -> SamplingParams:
+        """With the default limit, where it is nearer than the end of the context."""
+        if self.params.max_tokens is not None or self.default_max_tokens is None:
+            return self.params
+        limit = max(self.default_max_tokens, self.params.min_tokens)
+        if limit >= engine.max_context - len(prompt):
+            return self.params
+        return replace(self.params, max_tokens=limit)
 
     def _refusal(
         self, error: RefusedError | QueueFullError | EngineClosedError, engine: Engine

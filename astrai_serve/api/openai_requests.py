@@ -108,6 +108,7 @@ class ChatCompletionRequest(SamplingBody):
             tells_token_ids=bool(self.return_token_ids),
             stream=self.streams,
             tells_progress=self.tells_progress,
+            default_max_tokens=defaults.max_new_tokens,
             cache_salt=salt,
         )
 
@@ -200,6 +201,7 @@ class CompletionRequest(SamplingBody):
             tells_prompt=self.prompt_logprobs is not None,
             stream=self.streams,
             tells_progress=self.tells_progress,
+            default_max_tokens=defaults.max_new_tokens,
             cache_salt=salt,
         )
 

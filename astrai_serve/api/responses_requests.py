@@ -244,6 +244,7 @@ class ResponseRequest(SamplingBody):
             reading=prompt.reading,
             includes_stop=bool(self.include_stop_str_in_output),
             structure_param=param or "tools",
+            default_max_tokens=defaults.max_new_tokens,
             stream=self.streams,
             cache_salt=salt,
         )

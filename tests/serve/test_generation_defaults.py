@@ -18,9 +18,12 @@ def test_a_folder_without_the_file_filters_nothing(tmp_path):
 
 def test_the_folders_wishes_are_told(tmp_path):
     wishes = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.1, "eos_token_id": [1, 2]}
+    wishes |= {"max_new_tokens": 64}
     defaults = read(tmp_path, wishes)
-    assert defaults == GenerationDefaults(temperature=0.6, top_k=20, top_p=0.95, min_p=0.1)
-    assert str(defaults) == "temperature 0.6, top_k 20, top_p 0.95, min_p 0.1"
+    assert defaults == GenerationDefaults(
+        temperature=0.6, top_k=20, top_p=0.95, min_p=0.1, max_new_tokens=64
+    )
+    assert str(defaults) == "temperature 0.6, top_k 20, top_p 0.95, min_p 0.1, max_new_tokens 64"
 
 
 def test_a_wish_that_is_not_fulfilled_is_refused_by_name(tmp_path):

@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from astrai_serve.engine import EngineConfig
+from astrai_serve.generation_defaults import GenerationDefaults
 
 HI: Any = [{"role": "user", "content": "hi"}]
 ENDLESS = {"ignore_eos": True, "max_tokens": 300}
@@ -169,3 +170,30 @@ def test_a_slow_reader_loses_nothing(server):
     )
     assert said == answer[: len(said)]
     assert len(said) > 200
+
+
+LIMITED = GenerationDefaults(max_new_tokens=3)
+
+
+def test_a_limit_that_the_model_folder_wants_gives_way_to_requests_and_to_the_context(
+    start_server,
+):
+    with start_server(defaults=LIMITED) as server:
+        server.say("hello world " * 60)
+
+        def limits(send, *said, **body):
+            server.script.tasks.clear()
+            response = send(*said, **body)
+            assert response.status_code == 200, response.text
+            return [task.max_tokens for task in server.script.tasks], response.json()
+
+        tasks, answer = limits(server.chat)
+        assert tasks == [3]
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert limits(server.complete)[0] == [3]
+        assert limits(server.chat, max_tokens=5)[0] == [5]
+        assert limits(server.chat, min_tokens=4)[0] == [4]
+        long = [104] * 510
+        assert sorted(limits(server.complete, [[104], long])[0]) == [2, 3]
+        body = {"input": "hi"}
+        assert limits(lambda: server.http.post("/v1/responses", json=body))[0] == [3]
