@@ -1,6 +1,7 @@
 """GRPO through the real engine, against plain torch on the same completions."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -171,6 +172,14 @@ def test_the_engine_scores_what_it_samples_as_training_does(folder, tmp_path):
     assert module.tokens_read <= len(module.rollouts[-1].tokens)
     first, second = module.rollouts
     assert first.tokens.tolist() != second.tokens.tolist()
+
+
+def test_answers_in_bytes_are_told_from_the_trained_policys(folder):
+    rollout = dataclasses.replace(ROLLOUT, weights="w8a8")
+    run = trainer(log_every_n_steps=1)
+    run.fit(Recording(folder, rollout=rollout), datamodule=data(folder))
+    mismatch = run.callback_metrics["rollout/mismatch"]
+    assert 1e-4 < mismatch < 0.1  # without rounding it is below
 
 
 def test_a_rollout_is_gone_over_again_under_its_first_log_probabilities(folder):
