@@ -37,7 +37,7 @@ class EngineConfig:
     """Pages that must stay free for each running task when another one is admitted."""
     reproducible: bool = False
     """Start only if an answer is sure to be the same to the last bit whatever else is computed. It
-    costs nothing, but not every model and machine can: w8a8 weights, no MLA, no experts."""
+    costs nothing on a CPU with AVX2 and a compiler; elsewhere it is refused, with the reason."""
     num_threads: int | None = None
     """Threads for the arithmetic; None leaves PyTorch's choice."""
     stall_seconds: float = 60.0

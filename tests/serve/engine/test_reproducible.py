@@ -26,7 +26,7 @@ EXPERTS = {
     "ffn_type": "moe", "n_routed_experts": 8, "n_activated_experts": 3, "dim_ffn_expert": 24,
     "n_shared_experts": 1,
 }  # fmt: skip
-MODELS: dict[str, tuple[Scheme | None, dict[str, Any]]] = {
+MODELS: dict[str, tuple[Scheme | torch.dtype | None, dict[str, Any]]] = {
     "w8a8, gqa, gated": ("w8a8", {"n_kv_heads": 2, "use_gated_attention": True}),
     "w8a8, mqa, window, untied": (
         "w8a8",
@@ -59,6 +59,8 @@ MODELS: dict[str, tuple[Scheme | None, dict[str, Any]]] = {
         {"attention_bias": True, "ffn_bias": True, "tie_weight": False, "use_qk_norm": False},
     ),
     "fp32, latent, experts": (None, {**LATENT, **EXPERTS}),
+    "bf16, gqa": (torch.bfloat16, {"n_kv_heads": 2, "use_gated_attention": True}),
+    "bf16, latent, experts": (torch.bfloat16, {**LATENT, **EXPERTS}),
     "int8": ("int8", {"n_kv_heads": 2}),
     "int4": ("int4", {"n_kv_heads": 2}),
 }
@@ -75,10 +77,12 @@ def make(**fields):
 
 @pytest.fixture(scope="module", params=MODELS.values(), ids=list(MODELS))
 def model(request):
-    scheme, fields = request.param
+    form, fields = request.param
     model = make(**fields)
-    if scheme is not None:
-        quantize_(model, scheme)
+    if isinstance(form, torch.dtype):
+        model.to(form)
+    elif form is not None:
+        quantize_(model, form)
     make_reproducible_(model)
     return model
 
