@@ -1,8 +1,8 @@
 """bfloat16 layers in the order in which AVX512-BF16 reads them, for a model that generates.
 
-torch packs a weight anew in each product of few rows, which costs more than the product. A panel
-is packed once for as long as the weight stays what it is; a step's products then read it from one
-end to the other, and on the threads of our other operators, so that torch's own can sleep.
+A weight is packed once for as long as it stays what it is. A step's products then read it from one
+end to the other, in up to half the time of torch's products of few rows, and on the threads of our
+other operators, so that torch's own can sleep.
 
 N rows, O outputs, I inputs, P panels of 64 outputs.
 """
