@@ -214,5 +214,5 @@ def finite(logprob: float) -> float:
 
 
 def num_thought_tokens(context: StreamContext) -> int:
-    """Tokens of thoughts, as far as events tell: one holds several tokens for a slow reader."""
+    """Tokens of thoughts in all answers."""
     return sum(choice.num_thought_tokens for choice in context.choices)

@@ -68,7 +68,7 @@ class Choice:
     message: ParsedMessage = field(default_factory=ParsedMessage)
     """All deltas so far."""
     num_thought_tokens: int = 0
-    """Tokens of events that ended within thoughts."""
+    """Tokens after which the text ended within thoughts."""
 
     @property
     def text(self) -> str:
@@ -117,8 +117,11 @@ class StreamContext:
         if event.finish is not None:
             _raise_for(event.finish)
         if choice.parser is not None:
+            start = choice.parser.num_characters
             choice.deltas = choice.parser.feed(event.text)
-            choice.num_thought_tokens += len(event.token_ids) if choice.parser.thinks else 0
+            choice.num_thought_tokens += sum(
+                choice.parser.thinks_after(start + end) for end in event.text_ends
+            )
             choice.deltas += choice.parser.finish() if event.finish is not None else []
             choice.message.add(choice.deltas)
 

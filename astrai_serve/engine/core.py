@@ -327,6 +327,7 @@ class EngineCore:
         event = TaskEvent(
             text=text,
             token_ids=(sample.token_id,),
+            text_ends=(len(text),),
             logprobs=() if sample.logprob is None else (sample.logprob,),
             prompt_logprobs=tuple(task.prompt_logprobs) if is_first else (),
             num_cached_tokens=task.num_cached_tokens if is_first else None,

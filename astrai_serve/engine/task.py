@@ -89,6 +89,8 @@ class TaskEvent:
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
+    text_ends: tuple[int, ...] = ()
+    """For each of `token_ids`, how many characters of `text` were there when it had come."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for each of `token_ids` if the task asked for them, else empty."""
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
@@ -106,6 +108,7 @@ class TaskEvent:
         return TaskEvent(
             text=self.text + later.text,
             token_ids=self.token_ids + later.token_ids,
+            text_ends=self.text_ends + tuple(len(self.text) + end for end in later.text_ends),
             logprobs=self.logprobs + later.logprobs,
             prompt_logprobs=self.prompt_logprobs + later.prompt_logprobs,
             num_cached_tokens=(

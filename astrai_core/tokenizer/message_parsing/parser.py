@@ -1,5 +1,7 @@
 """One answer taken apart: thoughts first, then text and calls."""
 
+import sys
+
 from astrai_core.tokenizer.message_parsing.markup import OPENERS, SPACE, Markup, ToolStyle, Where
 from astrai_core.tokenizer.message_parsing.reader import EndOfTextError, Reading
 from astrai_core.tokenizer.message_parsing.tool_calls import CallReader
@@ -22,11 +24,15 @@ class MessageParser(CallReader):
         reads_tools: bool,
     ):
         self.format = format
-        self.thinks = False
-        """Whether the text so far ends within thoughts."""
+        self._thoughts = (0, 0)  # characters at which they were opened and closed
         self._where: Where = where
         self._reads_tools = reads_tools
         super().__init__()
+
+    def thinks_after(self, num_characters: int) -> bool:
+        """Whether the text fed so far, cut after so many characters, ends within thoughts."""
+        opened, closed = self._thoughts
+        return opened <= num_characters < closed
 
     def _read(self) -> Reading:
         where = self._where
@@ -35,10 +41,10 @@ class MessageParser(CallReader):
                 opens = yield from self._begins_with(self.format.thoughts[0])
                 where = "thoughts" if opens else "content"
             if where == "thoughts" and self.format.thoughts is not None:
-                self.thinks = True
+                self._thoughts = (self.num_characters, sys.maxsize)
                 yield from self._skip("\n")
                 yield from self._text_until(self.format.thoughts[1], self._think, "\n")
-                self.thinks = False
+                self._thoughts = (self._thoughts[0], self.num_characters)
                 yield from self._skip("\n")
             if self._reads_tools and self.format.tools is not None:
                 yield from self._read_content(self.format.tools)

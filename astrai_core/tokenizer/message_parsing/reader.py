@@ -48,6 +48,8 @@ class AnswerReader:
         self._pending: list[str] = []  # read as parts of a call and not yet told
         self._ended = False
         self._after_call = False
+        self.num_characters = 0
+        """Characters fed so far."""
         self._reading = self._read()
         next(self._reading)
 
@@ -58,6 +60,7 @@ class AnswerReader:
     def feed(self, text: str) -> list[Delta]:
         """Take more text and return what it makes certain."""
         for character in text:
+            self.num_characters += 1
             self._reading.send(character)
         return self._take_deltas()
 
