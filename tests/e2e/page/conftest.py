@@ -32,11 +32,11 @@ expect.set_options(timeout=PATIENCE)
 TEXTS = ["你好，世界！", "hello world, the weather is fine", "37 + 45 = 82"]
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser():
     if not Path(CHROMIUM).exists():
         pytest.skip(f"no browser at {CHROMIUM}: apt-get install chromium")
-    # not for the session: its event loop would be in the way of tests that run their own
+    # for one file: its event loop would be in the way of other tests that run their own
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -83,7 +83,7 @@ def page(visit, server):
     return visit(server.url)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def real(tmp_path_factory):
     """The address of `astrai-serve` on a tiny random model."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
