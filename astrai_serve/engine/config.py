@@ -16,8 +16,9 @@ class EngineConfig:
     """Tokens in a page of the KV cache."""
     num_pages: int | None = None
     """Pages in the KV cache; None takes as many as fit into `kv_cache_gb`."""
-    kv_cache_gb: float = 0.5
-    """Memory for the KV cache in GB, used as it fills up. One full context always fits."""
+    kv_cache_gb: float | None = None
+    """Memory for the KV cache in GB, used as it fills up; one full context always fits. None
+    chooses by the weights and by the memory that is available when they are there."""
     kv_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the KV cache; auto is the model's own."""
     prefix_caching: bool = True
@@ -39,7 +40,8 @@ class EngineConfig:
     """Start only if an answer is sure to be the same to the last bit whatever else is computed. It
     costs nothing on a CPU with AVX2 and a compiler; elsewhere it is refused, with the reason."""
     num_threads: int | None = None
-    """Threads for the arithmetic; None leaves PyTorch's choice."""
+    """Threads for the arithmetic. None: the server takes what was best when it was measured, at the
+    first start with this model on this machine; elsewhere it is PyTorch's choice."""
     stall_seconds: float = 60.0
     """A step that takes longer is reported as a hang by the health check."""
 
@@ -51,8 +53,9 @@ class EngineConfig:
             if (value is not None or name in positive) and (type(value) is not int or value < 1):
                 raise ValueError(f"{name} must be a positive integer, not {value!r}")
         for name in ("kv_cache_gb", "stall_seconds"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not (name == "kv_cache_gb" and value is None) and not value > 0:
+                raise ValueError(f"{name} must be above 0, not {value!r}")
         if self.headroom_pages < 0:
             raise ValueError(f"headroom_pages must be at least 0, not {self.headroom_pages!r}")
         if self.max_running_tasks > self.max_step_tokens:

@@ -21,6 +21,8 @@ from astrai_serve.engine.detokenizer import Detokenizer
 from astrai_serve.engine.executor import Executor
 from astrai_serve.engine.kv_cache import KVCache
 from astrai_serve.engine.kv_storage import KVStorage
+from astrai_serve.engine.machine import available_memory
+from astrai_serve.engine.page_budget import PageBudget, choose_pages
 from astrai_serve.engine.reproducible import make_reproducible_
 from astrai_serve.engine.scheduler import Chunk, InferenceScheduler
 from astrai_serve.engine.statistics import Statistics
@@ -56,6 +58,7 @@ class EngineCore:
         model_stop_ids: tokens that end a task unless it ignores them.
         token_bytes: the bytes of a token; None makes an engine without text.
         grammars: compiles structures; None refuses them.
+        why_pages: why the cache has so many pages, for people.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class EngineCore:
         model_stop_ids: frozenset[int] = frozenset(),
         token_bytes: Callable[[int], bytes] | None = None,
         grammars: GrammarCompiler | None = None,
+        why_pages: str = "",
     ):
         self.scheduler = scheduler
         self.executor: StepExecutor | None = executor
@@ -76,6 +80,7 @@ class EngineCore:
         self.model_stop_ids = frozenset(i for i in model_stop_ids if i < vocab_size)
         self._token_bytes = token_bytes
         self._grammars = grammars
+        self.why_pages = why_pages
         self._tasks: dict[int, Task] = {}
         self._detokenizers: dict[int, Detokenizer] = {}
         self.num_prompt_tokens = 0
@@ -99,11 +104,8 @@ class EngineCore:
         if config.kv_dtype != "auto":
             dtype = getattr(torch, config.kv_dtype)
         max_context = min(config.max_context or model.config.max_len, model.config.max_len)
-        num_pages = config.num_pages
-        if num_pages is None:
-            page_bytes = KVStorage.bytes_per_token(model.config, dtype) * config.page_size
-            affordable = int(config.kv_cache_gb * 1e9) // page_bytes
-            num_pages = max(affordable, -(-max_context // config.page_size))
+        budget = _page_budget(model, dtype, max_context, config)
+        num_pages = budget.num_pages
         device = model.device
         storage = KVStorage(model.config, num_pages, config.page_size, dtype, device)
         scheduler = InferenceScheduler(
@@ -121,6 +123,7 @@ class EngineCore:
             model_stop_ids=frozenset() if tokenizer is None else tokenizer.stop_ids,
             token_bytes=None if tokenizer is None else tokenizer.token_bytes,
             grammars=GrammarCompiler.of_tokenizer(tokenizer, model.config.vocab_size),
+            why_pages=budget.why,
         )
 
     @property
@@ -395,3 +398,26 @@ def _speller(
         return written[token_id] if token_id in written else token_bytes(token_id)
 
     return spell
+
+
+def _page_budget(
+    model: Transformer, dtype: torch.dtype, max_context: int, config: EngineConfig
+) -> PageBudget:
+    """Pages as asked for, or as the model and this machine's memory suggest."""
+    if config.num_pages is not None:
+        return PageBudget(num_pages=config.num_pages, why="as asked for")
+    page_bytes = KVStorage.bytes_per_token(model.config, dtype) * config.page_size
+    context_pages = -(-max_context // config.page_size)
+    if config.kv_cache_gb is not None:
+        affordable = int(config.kv_cache_gb * 1e9) // page_bytes
+        why = "as asked for" if affordable >= context_pages else "one full context"
+        return PageBudget(num_pages=max(affordable, context_pages), why=why)
+    weights = [*model.parameters(), *model.buffers()]
+    return choose_pages(
+        page_bytes=page_bytes,
+        context_pages=context_pages,
+        page_size=config.page_size,
+        max_running_tasks=config.max_running_tasks,
+        weight_bytes=sum(weight.nbytes for weight in weights),
+        available=available_memory() if model.device.type == "cpu" else None,
+    )

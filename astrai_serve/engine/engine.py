@@ -75,6 +75,11 @@ class InferenceEngine(GenerationEngine):
         return self._core.max_context
 
     @property
+    def why_pages(self) -> str:
+        """Why the KV cache has so many pages, in words."""
+        return self._core.why_pages
+
+    @property
     def vocab_size(self) -> int:
         """Token ids are below it."""
         return self._core.vocab_size

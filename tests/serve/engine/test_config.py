@@ -39,4 +39,5 @@ def test_a_bad_value_names_itself(settings: dict[str, Any], message):
 
 def test_none_and_the_limits_themselves_are_taken():
     EngineConfig(num_pages=None, max_context=None, max_chunk_tokens=None, num_threads=None)
+    EngineConfig(kv_cache_gb=None)
     EngineConfig(max_running_tasks=8, max_step_tokens=8, headroom_pages=0, page_size=1)
