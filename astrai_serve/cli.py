@@ -4,6 +4,7 @@ What costs nothing to check is checked first, and torch is imported after that, 
 is answered at once.
 """
 
+import dataclasses
 import logging
 import os
 import ssl
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 from astrai_core.command_line import CommandLineError, parse
 from astrai_core.interop import peft
 from astrai_serve.engine.config import EngineConfig
+from astrai_serve.engine.machine import cores
 from astrai_serve.generation_defaults import GenerationDefaults
 
 if TYPE_CHECKING:
     from astrai_core.tokenizer import AutoTokenizer
     from astrai_serve.api import ServerSettings
     from astrai_serve.engine import InferenceEngine
+    from astrai_serve.engine.tuning import ThreadChoice
     from astrai_serve.engine.warm_up import Speed
     from astrai_serve.model_source import ModelSource
 
@@ -162,6 +165,7 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
         ValueError: the folder, its files or an option is wrong; the message says which.
     """
     check_files(options)
+    check_threads(config)
     keys = _read_keys(options.api_key_file)
     defaults = GenerationDefaults.read(options.text_folder if options.adapter else options.model)
     from astrai_serve.api.server import bind
@@ -171,6 +175,8 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
         print(f"AstrAI loads {options.model} ...", flush=True)
         from astrai_serve.api import ServerSettings, run_server
         from astrai_serve.engine import InferenceEngine
+        from astrai_serve.engine.core import EngineCore
+        from astrai_serve.engine.tuning import choose_threads
         from astrai_serve.engine.warm_up import warm_up
         from astrai_serve.model_source import ModelSource, dtype_name
 
@@ -186,7 +192,11 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
         tokenizer = load_tokenizer(options, source)
         try:
             model = source.load()
-            engine = InferenceEngine(model, tokenizer, config)
+            core = EngineCore.of_model(model, tokenizer, config)
+            # of the model as the core has made it: reproducible, if that is wanted
+            choice = choose_threads(model, config)
+            config = dataclasses.replace(config, num_threads=choice.threads)
+            engine = InferenceEngine(model, tokenizer, config, core=core)
         except RuntimeError as error:
             if "allocate memory" not in str(error):
                 raise
@@ -207,7 +217,7 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
             log_requests=options.access_log,
             defaults=defaults,
         )
-        report = _report(options, settings, engine, source, port, warm_up(engine))
+        report = _report(options, settings, engine, source, port, choice, warm_up(engine))
         run_server(
             engine,
             settings,
@@ -248,6 +258,20 @@ def check_files(options: ServeOptions) -> None:
     text = options.text_folder
     if not options.speaks_bytes and not (text / "tokenizer.json").is_file():
         raise ValueError(f"{text} has no tokenizer.json; --tokenizer names a folder that has one")
+
+
+def check_threads(config: EngineConfig) -> None:
+    """Refuse more threads than can run at once.
+
+    Raises:
+        ValueError: the message names the option.
+    """
+    most = len(cores().mask)
+    if config.num_threads is not None and config.num_threads > most:
+        raise ValueError(
+            f"--num_threads {config.num_threads} exceeds the {most} cores that this process may "
+            "use; leave it out to have the best number measured"
+        )
 
 
 def _check_tls(options: ServeOptions) -> None:
@@ -325,6 +349,7 @@ def _report(
     engine: "InferenceEngine",
     source: "ModelSource",
     port: int,
+    choice: "ThreadChoice",
     speed: "Speed",
 ) -> str:
     """What this server is, can hold and how fast it is, on one screen."""
@@ -340,14 +365,15 @@ def _report(
     size = tokens * KVStorage.bytes_per_token(source.config, kv_dtype)
     host = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http{'s' * (options.tls is not None)}://{host}:{port}"
-    threads = torch.get_num_threads()
+    threads = choice.threads
     rows = {
         "model": f"{settings.model_name}, {amount(source.num_parameters)} parameters, "
         f"{source.config.n_layers} layers, context {engine.max_context:,} tokens",
         "precision": f"{_precision(source)}, {threads} thread{'s' * (threads != 1)}",
         **({"adapter": f"{source.adapter}, merged"} if source.adapter else {}),
         "KV cache": f"{tokens:,} tokens in {pages:,} pages of {config.page_size}, up to "
-        f"{size / 1e6:,.0f} MB: {_room(tokens, engine.max_context)}",
+        f"{size / 1e6:,.0f} MB: {_room(tokens, engine.max_context)} ({engine.why_pages})",
+        "threads": str(choice),
         "speed": f"{speed}; measured on {threads} thread{'s' * (threads != 1)}",
         "at once": f"{config.max_running_tasks} answers, {config.max_queued_tasks} more wait",
         "sampling": f"{settings.defaults}, for requests that do not say",

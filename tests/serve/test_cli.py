@@ -64,6 +64,8 @@ def fail(capsys):
         (["--model", "x", "--weights", "int3"], ["--weights", "w8a8", "int3"]),
         (["--model", "x", "--weights", "bf16", "--dtype", "float32"], ["bf16", "contradict"]),
         (["--model", "x", "--page-size", "0"], ["page_size", "positive", "0"]),
+        (["--model", "x", "--num-threads", "0"], ["num_threads", "positive", "0"]),
+        (["--model", "x", "--num-threads", "two"], ["--num_threads", "whole number", "two"]),
         (["--model", "x", "--max-step-tokens", "4"], ["max_running_tasks 32", "max_step_tokens"]),
         (["x"], ["x is not an option"]),
         (["--model"], ["--model", "needs a value"]),
