@@ -23,6 +23,8 @@ _COUNTERS = {
     "prompt_tokens_total": ("prompt_tokens", "Tokens of prompts taken."),
     "generation_tokens_total": ("generation_tokens", "Tokens generated."),
     "num_preemptions_total": ("num_preemptions", "Tasks sent back to wait for pages."),
+    "spec_decode_num_draft_tokens_total": ("draft_tokens", "Tokens guessed ahead."),
+    "spec_decode_num_accepted_tokens_total": ("accepted_tokens", "Guesses that were right."),
     "engine_steps_total": ("num_steps", "Steps computed."),
 }
 _HISTOGRAMS = {

@@ -36,6 +36,9 @@ class EngineConfig:
     """Most tokens of one prompt computed in one step; None sets no limit of its own."""
     headroom_pages: int = 1
     """Pages that must stay free for each running task when another one is admitted."""
+    speculative_tokens: int = 7
+    """Most tokens guessed ahead in one step, where an answer repeats what was said before; 0 turns
+    it off. Few answers at a time get faster, and none becomes another one."""
     reproducible: bool = False
     """Start only if an answer is sure to be the same to the last bit whatever else is computed. It
     costs nothing on a CPU with AVX2 and a compiler; elsewhere it is refused, with the reason."""
@@ -56,8 +59,9 @@ class EngineConfig:
             value = getattr(self, name)
             if not (name == "kv_cache_gb" and value is None) and not value > 0:
                 raise ValueError(f"{name} must be above 0, not {value!r}")
-        if self.headroom_pages < 0:
-            raise ValueError(f"headroom_pages must be at least 0, not {self.headroom_pages!r}")
+        for name in ("headroom_pages", "speculative_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)!r}")
         if self.max_running_tasks > self.max_step_tokens:
             raise ValueError(
                 f"max_running_tasks {self.max_running_tasks} exceeds max_step_tokens "

@@ -25,6 +25,7 @@ from astrai_serve.engine.machine import available_memory
 from astrai_serve.engine.page_budget import PageBudget, choose_pages
 from astrai_serve.engine.reproducible import make_reproducible_
 from astrai_serve.engine.scheduler import Chunk, InferenceScheduler
+from astrai_serve.engine.speculation import Speculation
 from astrai_serve.engine.statistics import Statistics
 from astrai_serve.engine.structured import GrammarCompiler, Matcher
 from astrai_serve.engine.task import (
@@ -42,8 +43,12 @@ logger = logging.getLogger(__name__)
 class StepExecutor(Protocol):
     """Computes steps; `Executor` on a model, or a small fake in tests."""
 
-    def execute(self, chunks: Sequence[Chunk]) -> Sequence[SampledToken | Exception | None]:
-        """Return what follows each chunk: a token, an error, or None where it does not sample."""
+    def execute(self, chunks: Sequence[Chunk]) -> Sequence[Sequence[SampledToken | Exception]]:
+        """Return what follows each chunk: nothing where it does not sample, else a token or error.
+
+        A chunk with a draft has one more for each guess: what follows if the guesses up to there
+        are right.
+        """
         ...
 
 
@@ -114,6 +119,7 @@ class EngineCore:
             max_step_tokens=config.max_step_tokens,
             max_chunk_tokens=config.max_chunk_tokens,
             headroom_pages=config.headroom_pages,
+            speculation=Speculation(config.speculative_tokens),
         )
         return cls(
             scheduler,
@@ -250,30 +256,23 @@ class EngineCore:
         except Exception as error:  # whatever it is, the other tasks are not to blame
             logger.exception("a step of %d tasks failed", len(chunks))
             return [(chunk.task.task_id, self._fail(chunk.task, error)) for chunk in chunks]
-        self._count_step(chunks, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        num_decoded = sum(1 for c in chunks if c.num_known == 1 and c.task.num_output_tokens)
+        num_prompt_tokens = sum(chunk.num_known for chunk in chunks) - num_decoded
         # what a failed chunk computed is no prefix for others
         pairs = list(zip(chunks, samples, strict=True))
-        self.scheduler.complete([c for c, sample in pairs if not isinstance(sample, Exception)])
+        self.scheduler.complete([c for c, s in pairs if not (s and isinstance(s[0], Exception))])
         events: list[tuple[int, TaskEvent]] = []
-        for chunk, sample in pairs:
-            if sample is None:
+        for chunk, sampled in pairs:
+            if not sampled:
                 if chunk.task.tells_progress and not chunk.task.num_output_tokens:
                     events.append((chunk.task.task_id, _progress(chunk.task)))
                 continue
-            try:
-                if isinstance(sample, Exception):
-                    raise sample
-                event = self._advance(chunk.task, sample)
-            except Exception as error:  # one task's text must not end the others
-                logger.exception("task %d failed", chunk.task.task_id)
-                event = self._fail(chunk.task, error)
+            event, num_accepted = self._advance(chunk, sampled)
+            num_decoded += num_accepted
             events.append((chunk.task.task_id, event))
-        return events
-
-    def _count_step(self, chunks: Sequence[Chunk], seconds: float) -> None:
-        num_decoded = sum(1 for c in chunks if c.length == 1 and c.task.num_output_tokens)
-        num_prompt_tokens = sum(chunk.length for chunk in chunks) - num_decoded
         self.statistics.step(num_prompt_tokens, num_decoded, seconds)
+        return events
 
     def drop_computed(self) -> None:
         """Forget every cached key and value, for the weights have changed; running tasks go on."""
@@ -302,10 +301,42 @@ class EngineCore:
             "prompt_tokens": self.num_prompt_tokens,
             "generation_tokens": self.num_output_tokens,
             "num_steps": self.num_steps,
+            "draft_tokens": scheduler.speculation.num_drafted,
+            "accepted_tokens": scheduler.speculation.num_accepted,
             **{f"num_finished_{reason}": n for reason, n in self.num_finished.items()},
         }
 
-    def _advance(self, task: Task, sample: SampledToken) -> TaskEvent:
+    def _advance(
+        self, chunk: Chunk, sampled: Sequence[SampledToken | Exception]
+    ) -> tuple[TaskEvent, int]:
+        """Add what was sampled to its task, up to the first guess that was wrong.
+
+        Returns:
+            What there is to tell, and the number of guesses that gave the task a token more.
+        """
+        task, num_accepted = chunk.task, 0
+        event = None
+        try:
+            for sample, guess in zip(sampled, (*chunk.draft, None), strict=True):
+                if isinstance(sample, Exception):
+                    raise sample
+                if event is not None:  # the guess before was what the task had just said
+                    self.scheduler.accept(task)
+                    num_accepted += 1
+                news = self._say(task, sample)
+                event = news if event is None else event + news
+                if event.finish is not None or sample.token_id != guess:
+                    break
+        except Exception as error:  # one task's text must not end the others
+            logger.exception("task %d failed", task.task_id)
+            news = self._fail(task, error)
+            event = news if event is None else event + news
+        assert event is not None, "a chunk that samples has no sample"
+        if chunk.draft:
+            self.scheduler.speculation.learn(task, len(chunk.draft), num_accepted)
+        return event, num_accepted
+
+    def _say(self, task: Task, sample: SampledToken) -> TaskEvent:
         """Add a sampled token to its task, and end the task if that was the last one."""
         may_stop = task.num_output_tokens >= task.params.min_tokens
         task.token_ids.append(sample.token_id)
@@ -369,6 +400,7 @@ class EngineCore:
         assert not self._tasks, f"tasks {list(self._tasks)} are known but not scheduled"
         assert not self._detokenizers, "detokenizers of no task"
         assert self.scheduler.kv.is_idle, "pages are lost"
+        assert self.scheduler.speculation.is_idle, "guesses of no task"
 
     def check_invariants(self) -> None:
         """Every task is known to the scheduler, and its books are right."""

@@ -5,6 +5,8 @@ N tokens of the step, flattened; R rows that sample; V tokens of the vocabulary.
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +32,14 @@ GREEDY_BELOW = 1e-5
 PROMPT_ROWS = 64
 
 
+class Row(NamedTuple):
+    """One token to be sampled."""
+
+    task: Task
+    guesses: tuple[int, ...] = ()
+    """What the task is taken to have said behind its tokens."""
+
+
 class Executor:
     """Runs steps; it keeps nothing of a task from one step to the next but tensors of constants.
 
@@ -45,27 +55,36 @@ class Executor:
         self._masks = TokenMasks(model.config.vocab_size)
 
     @torch.inference_mode()
-    def execute(self, chunks: Sequence[Chunk]) -> list[SampledToken | Exception | None]:
+    def execute(self, chunks: Sequence[Chunk]) -> list[list[SampledToken | Exception]]:
         """Compute a step.
 
         Returns:
-            For each chunk the token that follows it, an error where its logits are not numbers, or
-            None where the chunk does not sample.
+            For each chunk that samples the token that follows it, or an error where its logits are
+            not numbers; and with a draft of d guesses, what follows 0 to d of them.
         """
-        sampled = iter(self._sample(self.logits(chunks), [c.task for c in chunks if c.samples]))
-        return [next(sampled) if chunk.samples else None for chunk in chunks]
+        rows = [
+            Row(chunk.task, chunk.draft[:n])
+            for chunk in chunks
+            if chunk.samples
+            for n in range(len(chunk.draft) + 1)
+        ]
+        sampled = iter(self._sample(self.logits(chunks), rows))
+        return [list(islice(sampled, len(c.draft) + 1)) if c.samples else [] for c in chunks]
 
     def logits(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Run the forward pass and return the logits (R, V) behind the chunks that sample."""
+        """Run the forward pass and return the logits (R, V) behind the chunks that sample.
+
+        A chunk with a draft of d guesses has d + 1 rows.
+        """
         input_ids: list[int] = []
         position_ids: list[int] = []
         logits_at: list[int] = []
         for chunk in chunks:
-            end = chunk.start + chunk.length
-            input_ids += chunk.task.token_ids[chunk.start : end]
-            position_ids += range(chunk.start, end)
+            input_ids += chunk.task.token_ids[chunk.start : chunk.start + chunk.num_known]
+            input_ids += chunk.draft
+            position_ids += range(chunk.start, chunk.start + chunk.length)
             if chunk.samples:
-                logits_at.append(len(input_ids) - 1)
+                logits_at += range(len(input_ids) - 1 - len(chunk.draft), len(input_ids))
         num_sampling = len(logits_at)
         of_prompt, first = [], 0
         for chunk in chunks:
@@ -89,10 +108,11 @@ class Executor:
             _record_prompt(task, logits[rows.start : rows.stop])
         return logits[:num_sampling]
 
-    def _sample(self, logits: Tensor, tasks: list[Task]) -> list[SampledToken | Exception]:
-        if not tasks:
+    def _sample(self, logits: Tensor, places: list[Row]) -> list[SampledToken | Exception]:
+        if not places:
             return []
-        adjustments = adjustments_of(tasks)
+        tasks = [place.task for place in places]
+        adjustments = adjustments_of(places)
         adjusted = logits if adjustments is None else adjustments.apply(logits.float())
         structured = [n for n, task in enumerate(tasks) if task.matcher is not None]
         errors: dict[int, Exception] = {}
@@ -102,11 +122,11 @@ class Executor:
         is_sound = adjusted.amax(1).isfinite().tolist()
         drawing = [n for n, task in enumerate(tasks) if task.params.temperature >= GREEDY_BELOW]
         if len(drawing) == len(tasks):
-            token_ids = self._draw(adjusted, tasks, drawing)
+            token_ids = self._draw(adjusted, places, drawing)
         else:
             token_ids = adjusted.argmax(1)  # costs ten times what the largest value costs
             if drawing:
-                drawn = self._draw(adjusted, [tasks[n] for n in drawing], drawing)
+                drawn = self._draw(adjusted, [places[n] for n in drawing], drawing)
                 token_ids[torch.tensor(drawing, device=logits.device)] = drawn
         wanted = [n for n, task in enumerate(tasks) if task.params.logprobs is not None]
         logprobs = _logprobs(logits, token_ids, tasks, wanted) if wanted else {}
@@ -117,11 +137,15 @@ class Executor:
             for n, token_id in enumerate(token_ids.tolist())
         ]
 
-    def _draw(self, adjusted: Tensor, tasks: list[Task], rows: list[int]) -> Tensor:
+    def _draw(self, adjusted: Tensor, places: list[Row], rows: list[int]) -> Tensor:
+        tasks = [place.task for place in places]
         ids = [task.task_id for task in tasks]
         if self._filters is None or self._filters[0] != ids:  # a batch often stays the same
             self._filters = (ids, filters_of(tasks, adjusted.shape[1], adjusted.device))
-        uniform = [counter_uniform(t.seed, t.sample_index, t.num_tokens) for t in tasks]
+        uniform = [
+            counter_uniform(task.seed, task.sample_index, task.num_tokens + len(guesses))
+            for task, guesses in places
+        ]
         if len(rows) < len(adjusted):
             adjusted = adjusted[torch.tensor(rows, device=adjusted.device)]
         uniform = torch.tensor(uniform, dtype=torch.float64, device=adjusted.device)
@@ -140,26 +164,27 @@ def filters_of(tasks: Sequence[Task], vocab_size: int, device: torch.device) -> 
     )
 
 
-def adjustments_of(tasks: Sequence[Task]) -> Adjustments | None:
+def adjustments_of(rows: Sequence[Row]) -> Adjustments | None:
     """Penalties, biases and forbidden stop tokens of a batch; None if there are none."""
     entries: list[tuple[int, int, float, float]] = []
-    for row, task in enumerate(tasks):
+    for row, (task, guesses) in enumerate(rows):
         params = task.params
         if params.repetition_penalty != 1:
-            seen = set(task.token_ids)
+            seen = {*task.token_ids, *guesses}
             entries += [(row, token, params.repetition_penalty, 0.0) for token in seen]
         if params.presence_penalty or params.frequency_penalty:
-            counts = Counter(task.token_ids[task.num_prompt_tokens :])
+            counts = Counter([*task.token_ids[task.num_prompt_tokens :], *guesses])
             presence, frequency = params.presence_penalty, params.frequency_penalty
             entries += [(row, t, 1.0, -presence - frequency * n) for t, n in counts.items()]
         entries += [(row, token, 1.0, bias) for token, bias in params.logit_bias]
         # a form may leave nothing but the end: its mask takes care of that
-        if task.num_output_tokens < params.min_tokens and task.matcher is None:
+        num_output_tokens = task.num_output_tokens + len(guesses)
+        if num_output_tokens < params.min_tokens and task.matcher is None:
             entries += [(row, token, 1.0, -torch.inf) for token in task.stop_ids]
     if not entries:
         return None
-    rows, tokens, repetition, bias = zip(*entries, strict=True)
-    return Adjustments(row=rows, token=tokens, repetition=repetition, bias=bias)
+    places, tokens, repetition, bias = zip(*entries, strict=True)
+    return Adjustments(row=places, token=tokens, repetition=repetition, bias=bias)
 
 
 def _unknown_places(chunk: Chunk) -> range:

@@ -77,10 +77,15 @@ class KVCache:
             self.num_hit_tokens += task.num_computed_tokens
         return Admission.ADMITTED
 
-    def task_extend(self, task: Task) -> bool:
-        """Make sure that a running task has pages for all its tokens; False if none is free."""
+    def task_extend(self, task: Task, num_more: int = 0) -> bool:
+        """Make sure that a running task has pages for all its tokens; False if none is free.
+
+        Args:
+            task: a task with pages.
+            num_more: tokens behind its own that need a slot as well.
+        """
         table = self._tables[task.task_id]
-        num_new = self.num_pages_for(task.num_tokens) - len(table)
+        num_new = self.num_pages_for(task.num_tokens + num_more) - len(table)
         if num_new <= 0:
             return True
         if num_new > self.pool.num_free:

@@ -39,13 +39,13 @@ class Script:
         """Steps are held back only once a task in them has said so many tokens."""
         self.tasks: list[Task] = []
 
-    def execute(self, chunks: Sequence[Chunk]) -> list[SampledToken | None]:
+    def execute(self, chunks: Sequence[Chunk]) -> list[list[SampledToken]]:
         """Recite."""
         if any(chunk.task.num_output_tokens >= self.hold_at for chunk in chunks):
             assert self.go.wait(20), "a test holds the engine back and does not let it go"
         if self.answer == "crash":
             raise RuntimeError("the script broke")
-        return [self._sample(chunk.task) if chunk.samples else None for chunk in chunks]
+        return [[self._sample(chunk.task)] if chunk.samples else [] for chunk in chunks]
 
     def _sample(self, task: Task) -> SampledToken:
         if task not in self.tasks:

@@ -12,6 +12,8 @@ NAMES = [
     "generation_tokens",
     "request_success",
     "num_preemptions",
+    "spec_decode_num_draft_tokens",
+    "spec_decode_num_accepted_tokens",
     "iteration_tokens_total",
     "time_to_first_token_seconds",
     "inter_token_latency_seconds",

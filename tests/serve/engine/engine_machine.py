@@ -13,9 +13,20 @@ from astrai_serve.engine import RefusedError
 from astrai_serve.engine.core import EngineCore
 from astrai_serve.engine.kv_cache import KVCache
 from astrai_serve.engine.scheduler import InferenceScheduler
+from astrai_serve.engine.speculation import Speculation
 from astrai_serve.engine.task import TaskStatus
 
-from .paged_hash import EOS, VOCAB, PagedHash, choose, opinion, spell, values_of
+from .paged_hash import (
+    EOS,
+    VOCAB,
+    PagedHash,
+    choose,
+    hashed,
+    may_end,
+    opinion,
+    spell,
+    values_of,
+)
 
 # the commonest first
 STAGES = ("over", "decode", "queued", "prefill", "sent back", "back again")
@@ -30,6 +41,27 @@ def stage_of(task):
     if task.num_preemptions:
         return "back again"
     return "decode" if task.num_output_tokens else "prefill"
+
+
+class Prophecy(Speculation):
+    """Guesses what the fake model will say, with errors now and then: both are rare by chance."""
+
+    def __init__(self, machine, num_tokens, share_right):
+        super().__init__(num_tokens)
+        self.machine, self.share_right = machine, share_right
+
+    def propose(self, task, limit):
+        if limit < 1:
+            return []
+        super().propose(task, limit)  # whatever it says, it must not break
+        draft, machine = [], self.machine
+        for n in range(limit):
+            context = [*task.token_ids, *draft]
+            values = values_of(machine.model.weights, context)
+            draft.append(choose(values, machine.draws[task.task_id], may_end(task, n)))
+            if hashed(b"".join(values), "error")[0] >= 256 * self.share_right:
+                draft[-1] = (draft[-1] + 1) % VOCAB
+        return draft
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -47,17 +79,23 @@ class EngineMachine(RuleBasedStateMachine):
         max_chunk=st.none() | st.integers(1, 7),
         headroom=st.integers(0, 2),
         caching=st.booleans() | st.just(True),
+        num_guesses=st.sampled_from([0, 3, 7]),
+        prophecy=st.sampled_from([None, 1.0, 0.8]),
     )
     def build(
         self, num_pages, page_size, max_context, max_running, spare_tokens, max_chunk, headroom,
-        caching,
+        caching, num_guesses, prophecy,
     ):  # fmt: skip
+        speculation = Speculation(num_guesses)
+        if prophecy is not None:
+            speculation = Prophecy(self, num_guesses, prophecy)
         scheduler = InferenceScheduler(
             KVCache(num_pages, page_size, caching),
             max_running_tasks=max_running,
             max_step_tokens=max_running + spare_tokens,
             max_chunk_tokens=max_chunk,
             headroom_pages=headroom,
+            speculation=speculation,
         )
         self.model = PagedHash(scheduler.kv)
         self.core = EngineCore(
@@ -73,6 +111,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.wanted = {}
         self.draws = {}
         self.spoilt = False  # the next token cannot be spelled
+        self.num_guesses = self.num_right = 0
 
     def token_bytes(self, token_id):
         if self.spoilt:
@@ -195,7 +234,37 @@ class EngineMachine(RuleBasedStateMachine):
             assert len(failed) <= num_spoilt, "more than the one task failed"
         self.seen["failed"] += len(failed)
         self.seen["cut prompts"] += sum(not chunk.samples for chunk in chunks)
+        self.check_guesses(news)
         self.take(news)
+
+    def check_guesses(self, news):
+        """Those that give a token more, and those that are for nothing."""
+        said = {task_id: len(event.token_ids) for task_id, event in news}
+        speculation = self.core.scheduler.speculation
+        drafts = [chunk for chunk in self.model.chunks if chunk.draft]
+        self.num_guesses += sum(len(chunk.draft) for chunk in drafts)
+        assert len(self.model.chunks) == 1 or sum(len(c.draft) for c in drafts) <= (
+            speculation.num_tokens
+        )
+        for chunk in drafts:
+            assert chunk.samples, "guesses in the middle of a prompt"
+            end = chunk.start + chunk.length
+            assert end <= chunk.task.max_computed_tokens, "guesses behind the end"
+            is_over = chunk.task.status in (TaskStatus.FINISHED, TaskStatus.ABORTED)
+            num_right = max(said[chunk.task.task_id] - 1, 0)
+            self.num_right += num_right
+            self.seen["a draft right"] += num_right == len(chunk.draft)
+            self.seen["a draft partly right"] += 0 < num_right < len(chunk.draft)
+            self.seen["a draft wrong"] += not num_right and not is_over
+            self.seen["an end inside a draft"] += is_over and num_right < len(chunk.draft)
+            if is_over:
+                continue
+            wanted = chunk.start + 1 + num_right
+            assert chunk.task.num_computed_tokens == wanted, "guesses are counted as computed"
+            assert chunk.task.num_missing_tokens == 1
+            kv = self.core.scheduler.kv
+            num_recorded = kv._num_recorded[chunk.task.task_id]
+            assert num_recorded * kv.page_size <= wanted, "a page of a wrong guess is a prefix"
 
     def is_over(self, task_id):
         return any(event.finish for event in self.events[task_id])
@@ -205,12 +274,12 @@ class EngineMachine(RuleBasedStateMachine):
             assert not self.is_over(task_id), "an event after the last one"
             task, context = self.tasks[task_id], self.wanted[task_id]
             values = values_of(self.model.weights, context) if event.token_ids else []
-            for token_id in event.token_ids:
+            for number, token_id in enumerate(event.token_ids):
                 is_allowed = len(context) - len(task.prompt_ids) >= task.params.min_tokens
                 wanted = choose(values, self.draws[task_id], is_allowed)
                 assert token_id == wanted, f"task {task_id} says what the model does not"
                 if task.params.logprobs is not None:
-                    assert [one.logprob for one in event.logprobs] == [opinion(values, token_id)]
+                    assert event.logprobs[number].logprob == opinion(values, token_id)
                 context.append(token_id)
                 values = values_of(self.model.weights, context)
             assert len(event.logprobs) == len(

@@ -43,8 +43,8 @@ def opinion(values, token_id):
     return -int.from_bytes(hashed(b"".join(values), "opinion", token_id)[:2]) / 1000
 
 
-def may_end(task):
-    return task.num_output_tokens >= task.params.min_tokens
+def may_end(task, num_guesses=0):
+    return task.num_output_tokens + num_guesses >= task.params.min_tokens
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,15 @@ class PagedHash:
             assert self.read(chunk, chunk.start + chunk.length) == history, "overwritten"
             self.judge_prompt(chunk, history)
         return [
-            self.sample(chunk, history) if chunk.samples else None
+            self.sample(chunk, history) if chunk.samples else []
             for chunk, history in zip(chunks, histories, strict=True)
         ]
 
     def write(self, chunk, position, history):
         slot, task = self.slot(chunk, position), chunk.task
         assert self.kv.pool.ref_count(slot // self.kv.page_size) == 1, "a shared page"
-        history.append(hashed(self.weights, b"".join(history), task.token_ids[position]))
+        token_ids = (*task.token_ids[: chunk.start + chunk.num_known], *chunk.draft)
+        history.append(hashed(self.weights, b"".join(history), token_ids[position]))
         self.slots[slot] = Slot(history[-1], self.salts[task.task_id], self.weights)
 
     def sample(self, chunk, history):
@@ -111,8 +112,15 @@ class PagedHash:
         if self.spoils:
             self.spoils = False
             self.slots[self.slot(chunk, chunk.start)] = Slot(b"not a number")
-            return FloatingPointError("spoilt on purpose")
-        token_id = choose(history, (task.seed, task.sample_index), may_end(task))
+            error = FloatingPointError("spoilt on purpose")
+            return [error] * (len(chunk.draft) + 1)
+        return [
+            self.sample_behind(task, history[: len(history) - len(chunk.draft) + n], n)
+            for n in range(len(chunk.draft) + 1)
+        ]
+
+    def sample_behind(self, task, history, num_guesses):
+        token_id = choose(history, (task.seed, task.sample_index), may_end(task, num_guesses))
         if task.params.logprobs is None:
             return SampledToken(token_id)
         logprob = opinion(history, token_id)

@@ -120,14 +120,14 @@ def test_leaving_the_loop_of_a_stream_ends_its_task(llm):
 
 def test_an_error_reaches_its_own_caller_only(llm, monkeypatch):
     core = llm.engine._core
-    advance = core._advance
+    say = core._say
 
     def fail(task, sample):
         if task.prompt_ids[0] == 13:
             raise ArithmeticError("thirteen")
-        return advance(task, sample)
+        return say(task, sample)
 
-    monkeypatch.setattr(core, "_advance", fail)
+    monkeypatch.setattr(core, "_say", fail)
 
     async def both():
         return await asyncio.gather(

@@ -24,6 +24,7 @@ from astrai_serve.engine import EngineConfig
         ({"kv_cache_gb": 0}, "kv_cache_gb must be above 0, not 0"),
         ({"kv_cache_gb": float("nan")}, "kv_cache_gb must be above 0, not nan"),
         ({"stall_seconds": -1.0}, "stall_seconds must be above 0, not -1.0"),
+        ({"speculative_tokens": -1}, "speculative_tokens must be at least 0, not -1"),
         ({"headroom_pages": -1}, "headroom_pages must be at least 0, not -1"),
         (
             {"max_running_tasks": 33, "max_step_tokens": 32},

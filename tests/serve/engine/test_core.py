@@ -20,6 +20,10 @@ MUST_HAPPEN = {
     "changed weights",
     "refused",
     "failed",
+    "a draft right",
+    "a draft partly right",
+    "a draft wrong",
+    "an end inside a draft",
 }
 
 

@@ -35,7 +35,7 @@ class Counting:
         if any(13 in chunk.task.prompt_ids for chunk in chunks):
             raise ArithmeticError("thirteen")
         return [
-            SampledToken((chunk.task.token_ids[-1] + 1) % 100) if chunk.samples else None
+            [SampledToken((chunk.task.token_ids[-1] + 1) % 100)] if chunk.samples else []
             for chunk in chunks
         ]
 

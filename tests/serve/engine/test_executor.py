@@ -65,6 +65,7 @@ class Runner:
     def __init__(self, model, **changes):
         self.model = model
         config: dict[str, Any] = {"page_size": PAGE, "num_pages": 64, "max_step_tokens": 64}
+        config["speculative_tokens"] = 0  # for it knows which logits belong to no guess
         config |= changes
         self.core = EngineCore.of_model(model, None, EngineConfig(**config))
         self.tasks, self.logits, self.logprobs, self.ends = [], {}, {}, {}

@@ -169,8 +169,8 @@ MUTANTS = {
     ),
     "a failed row's pages are prefixes": (
         EngineCore.step,
-        "[c for c, sample in pairs if not isinstance(sample, Exception)]",
-        "[c for c, sample in pairs]",
+        "[c for c, s in pairs if not (s and isinstance(s[0], Exception))]",
+        "[c for c, s in pairs]",
     ),
     "a broken step's pages are prefixes": (
         EngineCore.step,
@@ -179,13 +179,14 @@ MUTANTS = {
     ),
     "the end is told twice": (
         EngineCore.step,
-        "events.append((chunk.task.task_id, event))",
-        "events += [(chunk.task.task_id, event)] * (2 if event.finish else 1)",
+        "events.append((chunk.task.task_id, event))\n        self",
+        "events += [(chunk.task.task_id, event)] * (2 if event.finish else 1)\n        self",
     ),
     "a failure is not told": (
         EngineCore.step,
-        "            event = self._fail(chunk.task, error)",
-        "            self._fail(chunk.task, error)\n            continue",
+        "events.append((chunk.task.task_id, event))\n        self",
+        "if not (event.finish and event.finish.reason == 'error'):\n"
+        "                events.append((chunk.task.task_id, event))\n        self",
     ),
     "cancelling what is over is told again": (
         EngineCore._end,
@@ -203,17 +204,17 @@ MUTANTS = {
         "cache_salt='' if sample_index else cache_salt,",
     ),
     "one token too many": (
-        EngineCore._advance,
+        EngineCore._say,
         "task.num_output_tokens >= task.max_tokens",
         "task.num_output_tokens > task.max_tokens",
     ),
     "min_tokens is one too few": (
-        EngineCore._advance,
+        EngineCore._say,
         "may_stop = task.num_output_tokens >= task.params.min_tokens",
         "may_stop = task.num_output_tokens + 1 >= task.params.min_tokens",
     ),
     "a stop token is passed over": (
-        EngineCore._advance,
+        EngineCore._say,
         "if may_stop and sample.token_id in task.stop_ids:",
         "if may_stop and sample.token_id in self.model_stop_ids:",
     ),
@@ -242,6 +243,56 @@ MUTANTS = {
         "if task.wants_prompt_logprobs:",
         "if False:",
     ),
+    "a guess too many is accepted": (
+        EngineCore._advance,
+        "zip(sampled, (*chunk.draft, None), strict=True):",
+        "zip(sampled, (*(s.token_id for s in sampled[:1]), *chunk.draft[1:], None), strict=False):",
+    ),
+    "a guess is not checked": (
+        EngineCore._advance,
+        "event.finish is not None or sample.token_id != guess",
+        "event.finish is not None or guess is None",
+    ),
+    "an answer goes on behind its end with guesses": (
+        EngineCore._advance,
+        "event.finish is not None or sample.token_id != guess",
+        "sample.token_id != guess",
+    ),
+    "guesses are findable before they are judged": (
+        InferenceScheduler.complete,
+        "chunk.start + chunk.num_known",
+        "chunk.start + chunk.length",
+    ),
+    "pages of wrong guesses are prefixes": (
+        EngineCore._advance,
+        "                    break",
+        "                    if guess is not None and event.finish is None:\n"
+        "                        self.scheduler.accept(task)\n"
+        "                        task.num_computed_tokens -= 1\n"
+        "                    break",
+    ),
+    "a right guess is not counted as computed": (
+        InferenceScheduler.accept,
+        "        task.num_computed_tokens += 1\n",
+        "",
+    ),
+    "guesses go past the end": (
+        InferenceScheduler._with_draft,
+        "limit = min(most, room, self.max_chunk_tokens - 1)",
+        "limit = min(most, room + 1, self.max_chunk_tokens - 1)",
+    ),
+    "guesses get no page": (
+        InferenceScheduler._with_draft,
+        "        if draft and not self.kv.task_extend(task, len(draft)):\n"
+        "            num_slots = len(chunk.page_table) * self.kv.page_size\n"
+        "            draft = draft[: num_slots - task.num_tokens]\n",
+        "",
+    ),
+    "guesses of tasks that have ended are kept": (
+        InferenceScheduler.remove,
+        "        self.speculation.forget(task)\n",
+        "",
+    ),
     "a task that cannot fit is taken": (
         EngineCore.new_task,
         "room = self.max_context - len(prompt_ids)",
@@ -252,6 +303,8 @@ QUICK = (
     "a page is findable before it is computed",
     "who is sent back waits behind all",
     "the end is told twice",
+    "a guess too many is accepted",
+    "pages of wrong guesses are prefixes",
 )
 
 

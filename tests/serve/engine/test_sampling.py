@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from astrai_core.generation import SamplingParams
-from astrai_serve.engine.executor import adjustments_of, filters_of
+from astrai_serve.engine.executor import Row, adjustments_of, filters_of
 from astrai_serve.engine.sampling import counter_uniform, draw
 from astrai_serve.engine.task import Task
 
@@ -109,7 +109,7 @@ def test_the_ends_of_the_scale_draw_a_possible_token(edge):
 
 
 def adjusted(scores, *tasks):
-    adjustments = adjustments_of(tasks)
+    adjustments = adjustments_of([Row(task) for task in tasks])
     return scores if adjustments is None else adjustments.apply(scores)
 
 
