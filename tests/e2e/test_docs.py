@@ -157,6 +157,9 @@ def made_small(text: str) -> list[str]:
             small |= {"model.init_args.rollout.max_completion": 8}
             small |= {"model.init_args.rollout.num_generations": 2}
             small |= {"data.init_args.window_size": 1024}  # a token here is hardly more than a byte
+        if "init_from" in text and ("sft" in text or "lora" in text):
+            # as the page says: not what was prepared with another tokenizer
+            small |= {f"data.init_args.{one}": "my/chats.jsonl" for one in ("train", "val")}
         if name == "lr-find":
             given += ["--steps", "10"]
         given += [f"--{key}={value}" for key, value in small.items()]
