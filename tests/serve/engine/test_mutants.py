@@ -159,7 +159,7 @@ MUTANTS = {
     ),
     "a step takes more tokens than it may": (
         InferenceScheduler.schedule,
-        "budget = self.max_step_tokens - len(chunks)",
+        "budget = self.max_step_tokens - num_decoding",
         "budget = self.max_step_tokens",
     ),
     "a decoding task is not given its page": (
