@@ -97,18 +97,25 @@ async def client(http, chance, tally, deadline):
             "stream": True,
         }
         path = "/v1/messages" if is_claude else "/v1/chat/completions"
-        leaves_after = chance.random() * 0.6 if chance.random() < LEAVE else None
+        # by the clock, before or after the first token, or in the middle of the text
+        leaves = chance.random() < LEAVE
+        seconds = chance.random() * 0.3 if leaves and chance.random() < 0.5 else None
+        num_lines = chance.randrange(1, 8) if leaves and seconds is None else None
         try:
-            async with asyncio.timeout(leaves_after):
-                await ask(http, path, body, tally)
-        except TimeoutError:
+            async with asyncio.timeout(seconds):
+                await ask(http, path, body, tally, num_lines)
+        except (TimeoutError, LeftError):
             tally.num_left += 1
         except httpx2.TransportError as error:
             tally.errors.append(repr(error))
         await asyncio.sleep(chance.random() * 0.2)
 
 
-async def ask(http, path, body, tally):
+class LeftError(Exception):
+    """The client has read enough."""
+
+
+async def ask(http, path, body, tally, num_lines):
     began = time.monotonic()
     async with http.stream("POST", path, json=body) as response:
         status = response.status_code
@@ -122,7 +129,11 @@ async def ask(http, path, body, tally):
             tally.errors.append(f"{status} {(await response.aread())[:200]!r}")
             return
         is_first, end = True, ""
+        num_read = 0
         async for line in response.aiter_lines():
+            num_read += 1
+            if num_read == num_lines:
+                raise LeftError
             if is_first and ('"content":"' in line.replace('"content":""', "") or "delta" in line):
                 is_first = False
                 tally.first_token_seconds.append(time.monotonic() - began)
