@@ -28,6 +28,9 @@
 #pragma GCC optimize("fp-contract=fast")  // products and sums become one instruction
 #endif
 
+#include "exponential.h"
+
+using astrai::exponential;
 using torch::headeronly::BFloat16;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -81,24 +84,6 @@ void add_product(const float* a, int64_t row_step, int64_t depth_step, const flo
     for (; i < rows; ++i)
       tile<1>(a + i * row_step, row_step, depth_step, b + j, ldb, c + i * ldc + j, ldc, depth);
   }
-}
-
-inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  const float n = std::rint(x * 1.44269504f);
-  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln(2) in two parts
-  float y = 1.0f / 5040;
-  y = y * r + 1.0f / 720;
-  y = y * r + 1.0f / 120;
-  y = y * r + 1.0f / 24;
-  y = y * r + 1.0f / 6;
-  y = y * r + 0.5f;
-  y = y * r + 1.0f;
-  y = y * r + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  return y * power;
 }
 
 float largest(const float* x, int64_t n) {

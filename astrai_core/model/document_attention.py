@@ -58,11 +58,7 @@ def attend_documents(
 @functools.cache
 def why_not_native() -> str | None:
     """What this machine lacks for our kernel, in words; None where it runs."""
-    try:
-        native.load_source(_SOURCE)
-    except native.NativeError as error:
-        return str(error)
-    return None
+    return native.why_not(_SOURCE)
 
 
 def _is_native(q: Tensor) -> bool:

@@ -232,11 +232,7 @@ def fuse_(model: Transformer) -> Transformer:
 @functools.cache
 def why_not_fused() -> str | None:
     """What this machine lacks for the compiled operators, in words; None where they run."""
-    try:
-        native.load_source(_SOURCE)
-    except native.NativeError as error:
-        return str(error)
-    return None
+    return native.why_not(_SOURCE)
 
 
 def are_alike(*layers: nn.Module) -> bool:

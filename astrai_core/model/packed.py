@@ -77,10 +77,8 @@ def why_not_packed() -> str | None:
     """What this machine lacks for packed weights, in words; None where they run."""
     if not torch.cpu.get_capabilities().get("avx512_vnni"):
         return "the processor has no AVX512-VNNI"
-    try:
-        native.load_source(_SOURCE)
-    except native.NativeError as error:
-        return str(error)
+    if (lacking := native.why_not(_SOURCE)) is not None:
+        return lacking
     return None if _is_exact() else "the packed products are not exact here"
 
 

@@ -76,11 +76,7 @@ def why_no_panels() -> str | None:
     """What this machine lacks for panels, in words; None where they run."""
     if not torch.cpu.get_capabilities().get("avx512_bf16"):
         return "the processor has no AVX512-BF16"
-    try:
-        native.load_source(_SOURCE)
-    except native.NativeError as error:
-        return str(error)
-    return None
+    return native.why_not(_SOURCE)
 
 
 def panel_(model: nn.Module) -> None:

@@ -30,11 +30,7 @@ _TINY = 1e-20  # as `moe.py` adds it to a sum of weights before dividing by it
 @functools.cache
 def why_not_rowwise() -> str | None:
     """What this machine lacks for these operators, in words; None where they run."""
-    try:
-        native.load_source(_SOURCE)
-    except native.NativeError as error:
-        return str(error)
-    return None
+    return native.why_not(_SOURCE)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:

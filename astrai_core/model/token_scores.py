@@ -20,11 +20,7 @@ _SOURCE = Path(__file__).with_suffix(".cpp")
 @functools.cache
 def why_not_native() -> str | None:
     """What this machine lacks for our kernels, in words; None where they run."""
-    try:
-        native.load_source(_SOURCE)
-    except native.NativeError as error:
-        return str(error)
-    return None
+    return native.why_not(_SOURCE)
 
 
 def score_labels(logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

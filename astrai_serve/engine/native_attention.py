@@ -78,8 +78,4 @@ def attention_of(storage: KVStorage, spans: Sequence[Span]) -> AttentionContext:
 @functools.cache
 def why_not_native() -> str | None:
     """What this machine lacks for the compiled attention, in words; None where it runs."""
-    try:
-        native.load_source(_SOURCE)
-    except native.NativeError as error:
-        return str(error)
-    return None
+    return native.why_not(_SOURCE)

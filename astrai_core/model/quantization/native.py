@@ -58,6 +58,15 @@ def load_source(source: Path) -> None:
         raise NativeError(f"the compiled kernels cannot be kept or loaded: {error}") from error
 
 
+def why_not(source: Path) -> str | None:
+    """What this machine lacks for the operators of a source, in words; None where they run."""
+    try:
+        load_source(source)
+    except NativeError as error:
+        return str(error)
+    return None
+
+
 def adopt() -> None:
     """Run `torch.ops.astrai.*_linear` natively from now on; `load` must have succeeded."""
     _library().astrai_adopt()
