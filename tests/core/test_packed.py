@@ -39,6 +39,14 @@ def test_products_are_exact(outputs, inputs):
         assert torch.equal(layer(x[:rows].float()).long(), x[:rows] @ weight.long().t())
 
 
+def test_more_rows_than_stay_in_the_cache():
+    weight, _ = layer_of(130, 1800)
+    x = torch.randint(-127, 128, (601, 1800))
+    x[:, 0] = 127
+    layer = PackedLinear(weight, torch.ones(130))
+    assert torch.equal(layer(x.float()).long(), x @ weight.long().t())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 def test_a_row_has_the_same_bits_alone(outputs, inputs, dtype):
