@@ -51,7 +51,7 @@ def parse(
         program: name in help and errors.
         first: takes values; its docstring describes the program.
         second: takes more values.
-        operand: a field of the first, of type Path, that is written first and without a name.
+        operand: a field of the first, of type Path, that is written without a name.
 
     Raises:
         CommandLineError: an option is unknown, missing or has no such value.
@@ -61,8 +61,6 @@ def parse(
     kinds = typing.get_type_hints(first) | typing.get_type_hints(second)
     if operand is not None:
         _add_operand(parser, first, operand)
-        if not arguments or (arguments[0].startswith("-") and not {"-h", "--help"} & {*arguments}):
-            raise CommandLineError(f"which {operand}? {program} DIR ({program} --help says more)")
     parser.add_class_arguments(first, as_group=False, skip={operand} if operand else None)
     if dataclasses.fields(second):  # pyright: ignore[reportArgumentType]
         parser.add_class_arguments(second)
@@ -70,6 +68,9 @@ def parse(
         values = vars(parser.parse_args(_normalized(arguments, kinds)))
         return _build(first, values), _build(second, values)
     except ArgumentError as error:
+        if operand is not None and f"'{operand}' is required" in str(error):
+            told = f"which {operand}? {program} DIR ({program} --help says more)"
+            raise CommandLineError(told) from None
         raise CommandLineError(_line(str(error), kinds, program)) from None
     except ValueError as error:
         raise CommandLineError(str(error)) from None
@@ -84,7 +85,7 @@ def parse_one(
         arguments: what the user wrote.
         program: name in help and errors.
         options: takes the values.
-        operand: the field that is written first and without a name, as in `info DIR`.
+        operand: the field that is written without a name, as in `info DIR`.
 
     Raises:
         CommandLineError: an option is unknown, missing or has no such value.
