@@ -113,12 +113,13 @@ def _compile(library: Path, source: Path) -> None:
 def _fingerprint(source: Path) -> str:
     """Names what was compiled: by which source and flags, for which torch and processor."""
     facts = (
-        source.read_text("utf-8"), _headers(), _FLAGS, os.environ.get("CXX", ""), torch.__version__,
+        source.read_text("utf-8"), _headers(source.parent), _FLAGS, os.environ.get("CXX", ""), torch.__version__,
         sorted(torch.cpu.get_capabilities().items()),
     )  # fmt: skip
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 @functools.cache
-def _headers() -> list[str]:
-    return [path.read_text("utf-8") for path in sorted(_HEADERS.rglob("*.h"))]
+def _headers(beside: Path) -> list[str]:
+    found = {*_HEADERS.rglob("*.h"), *beside.glob("*.h")}
+    return [path.read_text("utf-8") for path in sorted(found)]

@@ -13,17 +13,25 @@ from astrai_serve.engine.native_attention import NativeAttention, attention_of
 needs_native = pytest.mark.skipif(
     native_attention.why_not_native() is not None, reason="no compiled attention here"
 )
-SIZE, LENGTH = 8, 150
+LENGTH = 150
 ORDER = torch.randperm(30, generator=torch.Generator().manual_seed(3)).tolist()
+CLOSE = {
+    torch.float32: {"atol": 3e-6, "rtol": 1e-5},
+    # queries and the softmax's weights are rounded too: 9 bits each
+    torch.bfloat16: {"atol": 0.015, "rtol": 0.01},
+}
+in_both_types = pytest.mark.parametrize("dtype", CLOSE, ids=["float32", "bfloat16"])
+page_sizes = pytest.mark.parametrize("size", [8, 16, 48])  # below, at and beside a product's rows
 SHAPES = {  # query heads, key heads, width, value width
     "gqa": (8, 2, 16, 16),
     "mha": (3, 3, 12, 12),
     "mqa": (5, 1, 64, 64),
     "mla": (4, 1, 20, 16),
+    "wide mla": (4, 1, 96, 64),
 }
 
 
-def storage_of(kind, dtype=torch.float32):
+def storage_of(kind, dtype=torch.float32, size=8):
     heads, kv_heads, width, value_width = SHAPES[kind]
     sizes: dict[str, Any] = {
         "vocab_size": 9,
@@ -32,7 +40,7 @@ def storage_of(kind, dtype=torch.float32):
         "dim_ffn": 8,
         "n_heads": heads,
     }
-    if kind == "mla":
+    if "mla" in kind:
         latent: dict[str, Any] = {
             "kv_lora_rank": value_width,
             "qk_rope_head_dim": width - value_width,
@@ -42,7 +50,7 @@ def storage_of(kind, dtype=torch.float32):
         )
     else:
         config = ModelConfig(**sizes, n_kv_heads=kv_heads, head_dim=width)
-    storage = KVStorage(config, 32, SIZE, dtype)
+    storage = KVStorage(config, 32, size, dtype)
     for cache in storage.keys + [v for v in storage.values if v is not None]:
         cache.fill_(torch.nan)  # what is no task's must never be read
     return storage
@@ -52,7 +60,7 @@ def inputs(kind) -> tuple[Any, Any, Any]:
     heads, kv_heads, width, value_width = SHAPES[kind]
     torch.manual_seed(0)
     q, k = torch.randn(LENGTH, heads, width), torch.randn(LENGTH, kv_heads, width)
-    return q, k, value_width if kind == "mla" else torch.randn(LENGTH, kv_heads, value_width)
+    return q, k, value_width if "mla" in kind else torch.randn(LENGTH, kv_heads, value_width)
 
 
 def attend(storage, q, k, v, cuts, window, table=ORDER):
@@ -81,30 +89,36 @@ def written_out(q, k, v, window):
 
 
 @needs_native
+@in_both_types
 @pytest.mark.parametrize("window", [None, 1, 37])
 @pytest.mark.parametrize("kind", SHAPES)
-def test_it_is_attention(kind, window):
+def test_it_is_attention(kind, window, dtype):
     q, k, v = inputs(kind)
-    got = attend(storage_of(kind), q, k, v, [1, 2, 35, 64, 97], window)
-    torch.testing.assert_close(got, written_out(q, k, v, window), atol=3e-6, rtol=1e-5)
+    got = attend(storage_of(kind, dtype), q, k, v, [1, 2, 35, 64, 97], window)
+    k, v = (x if isinstance(x, int) else x.to(dtype).float() for x in (k, v))
+    torch.testing.assert_close(got, written_out(q, k, v, window), **CLOSE[dtype])
 
 
 @needs_native
+@in_both_types
+@page_sizes
 @pytest.mark.parametrize("window", [None, 37])
 @pytest.mark.parametrize("kind", SHAPES)
-def test_chunks_and_pages_change_no_bit(kind, window):
+def test_chunks_and_pages_change_no_bit(kind, window, size, dtype):
     q, k, v = inputs(kind)
-    whole = attend(storage_of(kind), q, k, v, [], window)
-    one_by_one = attend(storage_of(kind), q, k, v, range(1, LENGTH), window, ORDER[::-1])
+    whole = attend(storage_of(kind, dtype), q, k, v, [], window)
+    storage = storage_of(kind, dtype, size)
+    one_by_one = attend(storage, q, k, v, range(1, LENGTH), window, ORDER[::-1])
     assert torch.equal(whole, one_by_one)
-    assert torch.equal(whole, attend(storage_of(kind), q, k, v, [7, 50, 51], window))
+    assert torch.equal(whole, attend(storage_of(kind, dtype), q, k, v, [7, 50, 51], window))
 
 
 @needs_native
-def test_batch_mates_change_no_bit():
+@in_both_types
+def test_batch_mates_change_no_bit(dtype):
     q, k, v = inputs("gqa")
-    alone = attend(storage_of("gqa"), q, k, v, [100, 149], None)[149:]
-    storage = storage_of("gqa")
+    alone = attend(storage_of("gqa", dtype), q, k, v, [100, 149], None)[149:]
+    storage = storage_of("gqa", dtype)
     attend(storage, q, k, v, [100, 149], None)
     last = Span(start=149, length=1, page_table=ORDER)
     mate = Span(start=0, length=5, page_table=[ORDER[-1]])
@@ -112,7 +126,8 @@ def test_batch_mates_change_no_bit():
         0, *(torch.cat((x[:5], x[149:])) for x in (q, k, v)), scale=0.3
     )
     assert torch.equal(both[5:], alone)
-    torch.testing.assert_close(both[:5], written_out(q[:5], k[:5], v[:5], None))
+    k, v = k[:5].to(dtype).float(), v[:5].to(dtype).float()
+    torch.testing.assert_close(both[:5], written_out(q[:5], k, v, None), **CLOSE[dtype])
 
 
 @needs_native
@@ -125,10 +140,11 @@ def test_a_half_precision_cache_holds_rounded_numbers():
 
 
 @needs_native
-def test_what_is_no_number_is_not_hidden():
+@in_both_types
+def test_what_is_no_number_is_not_hidden(dtype):
     q, k, v = inputs("gqa")
     k[40, 0, 3] = torch.nan
-    got = attend(storage_of("gqa"), q, k, v, [], None).isnan().any(-1)  # (N, H)
+    got = attend(storage_of("gqa", dtype), q, k, v, [], None).isnan().any(-1)  # (N, H)
     assert torch.equal(got[:, :4], (torch.arange(LENGTH) >= 40)[:, None].expand(-1, 4))
     assert not got[:, 4:].any()
 
