@@ -28,6 +28,7 @@ namespace {
 using namespace astrai;
 
 constexpr int64_t kNumbersPerPiece = 1 << 11;
+constexpr int64_t kRowsOfChunk = 96;
 
 Tensor empty(std::initializer_list<int64_t> size, int32_t dtype) {
   int64_t stride[4], next = 1;
@@ -55,6 +56,18 @@ template <class F>
 void for_rows(int64_t N, int64_t width, F&& f) {
   share(N, 1 + kNumbersPerPiece / width, [&](int64_t n, int64_t end) {
     for (; n < end; ++n) f(n);
+  });
+}
+
+// Many rows pass through an operator a few at a time, on one thread each, so that what stands between
+// its steps stays in that core's cache; few rows are shared by their channels.
+template <class F>
+void in_chunks(int64_t N, F&& f) {
+  if (N < 2 * kRowsOfChunk) return f(0, N);
+  const int64_t chunks = (N + kRowsOfChunk - 1) / kRowsOfChunk;
+  share(chunks, 1, [&](int64_t chunk, int64_t last) {
+    for (; chunk < last; ++chunk)
+      f(chunk * kRowsOfChunk, std::min(N, (chunk + 1) * kRowsOfChunk));
   });
 }
 
@@ -169,9 +182,13 @@ Tensor linear(Tensor x, Tensor packed, Tensor scale) {
   const Packed w = weights_of(packed, scale, K);
   Tensor out = empty({N, O}, code_of(x.scalar_type()));
   for_type(x, [&]<class T>(T*) {
-    Rows& rows = rows_of(N, K);
-    quantize(x.const_data_ptr<T>(), N, K, rows);
-    multiply(rows, w, N, into<T>(out.mutable_data_ptr<T>(), O, nullptr));
+    const T* from = x.const_data_ptr<T>();
+    T* to = out.mutable_data_ptr<T>();
+    in_chunks(N, [&](int64_t n, int64_t end) {
+      Rows& rows = rows_of(end - n, K);
+      quantize(from + n * K, end - n, K, rows);
+      multiply(rows, w, end - n, into<T>(to + n * O, O, nullptr));
+    });
   });
   return out;
 }
@@ -183,11 +200,17 @@ Tensor add_linear(Tensor x, Tensor rows_in, Tensor packed, Tensor scale) {
   STD_TORCH_CHECK(x.dim() == 2 && x.size(0) == N && x.size(1) == O && rows_in.is_contiguous(),
                   "x must be (N, O)");
   Tensor out = empty({N, O}, code_of(x.scalar_type()));
-  Rows& rows = rows_of(N, K);
-  for_type(rows_in,
-           [&]<class U>(U*) { quantize(rows_in.const_data_ptr<U>(), N, K, rows); });
-  for_type(x, [&]<class T>(T*) {
-    multiply(rows, w, N, into<T>(out.mutable_data_ptr<T>(), O, x.const_data_ptr<T>()));
+  for_type(rows_in, [&]<class U>(U*) {
+    for_type(x, [&]<class T>(T*) {
+      const U* from = rows_in.const_data_ptr<U>();
+      const T* base = x.const_data_ptr<T>();
+      T* to = out.mutable_data_ptr<T>();
+      in_chunks(N, [&](int64_t n, int64_t end) {
+        Rows& rows = rows_of(end - n, K);
+        quantize(from + n * K, end - n, K, rows);
+        multiply(rows, w, end - n, into<T>(to + n * O, O, base + n * O));
+      });
+    });
   });
   return out;
 }
@@ -207,22 +230,27 @@ std::tuple<Tensor, Tensor, Tensor> qkv(Tensor x, Tensor norm, double norm_eps, T
   const int32_t dtype = aoti_torch_dtype_float32();
   Tensor q = empty({N, H, D}, dtype), k = empty({N, KV, D}, dtype), v = empty({N, KV, D}, dtype);
   for_type(x, [&]<class T>(T*) {
-    Rows& rows = rows_of(N, K);
-    quantize_normed(x.const_data_ptr<T>(), norm.const_data_ptr<T>(), norm_eps, N, K, rows);
-    float* all = scratch<1>(N * width).data();
-    multiply(rows, w, N, into<float>(all, width, nullptr));
+    const T *from = x.const_data_ptr<T>(), *of_x = norm.const_data_ptr<T>();
     const T* of_q = q_weight ? q_weight->const_data_ptr<T>() : nullptr;
     const T* of_k = k_weight ? k_weight->const_data_ptr<T>() : nullptr;
     const float *c = cos.const_data_ptr<float>(), *s = sin.const_data_ptr<float>();
     float *to_q = q.mutable_data_ptr<float>(), *to_k = k.mutable_data_ptr<float>(),
           *to_v = v.mutable_data_ptr<float>();
-    for_rows(N, width, [&](int64_t n) {
-      const float *row = all + n * width, *cosines = c + n * D / 2, *sines = s + n * D / 2;
-      for (int64_t h = 0; h < H; ++h, row += D)
-        turn(row, of_q, cosines, sines, D, eps, interleaved, to_q + (n * H + h) * D);
-      for (int64_t h = 0; h < KV; ++h, row += D)
-        turn(row, of_k, cosines, sines, D, eps, interleaved, to_k + (n * KV + h) * D);
-      std::copy_n(row, KV * D, to_v + n * KV * D);
+    in_chunks(N, [&](int64_t first, int64_t end) {
+      const int64_t count = end - first;
+      Rows& rows = rows_of(count, K);
+      quantize_normed(from + first * K, of_x, norm_eps, count, K, rows);
+      float* all = scratch<1>(count * width).data();
+      multiply(rows, w, count, into<float>(all, width, nullptr));
+      for_rows(count, width, [&](int64_t i) {
+        const int64_t n = first + i;
+        const float *row = all + i * width, *cosines = c + n * D / 2, *sines = s + n * D / 2;
+        for (int64_t h = 0; h < H; ++h, row += D)
+          turn(row, of_q, cosines, sines, D, eps, interleaved, to_q + (n * H + h) * D);
+        for (int64_t h = 0; h < KV; ++h, row += D)
+          turn(row, of_k, cosines, sines, D, eps, interleaved, to_k + (n * KV + h) * D);
+        std::copy_n(row, KV * D, to_v + n * KV * D);
+      });
     });
   });
   return {q, k, v};
@@ -237,18 +265,22 @@ Tensor mlp(Tensor x, Tensor norm, double eps, Tensor packed_gate_up, Tensor gate
                   "shapes of x, norm and weights do not fit");
   Tensor out = empty({N, K}, code_of(x.scalar_type()));
   for_type(x, [&]<class T>(T*) {
-    const T* from = x.const_data_ptr<T>();
-    Rows& rows = rows_of(N, K);
-    quantize_normed(from, norm.const_data_ptr<T>(), eps, N, K, rows);
-    float* both = scratch<1>(N * 2 * F).data();
-    multiply(rows, gate_up, N, into<float>(both, 2 * F, nullptr));
-    rows.resize(N, F);
-    for_rows(N, F, [&](int64_t n) {
-      float* row = scratch<0>(F).data();
-      gate(both + n * 2 * F, both + n * 2 * F + F, F, row);
-      rows.quantize(n, row, F);
+    const T *from = x.const_data_ptr<T>(), *of_x = norm.const_data_ptr<T>();
+    T* to = out.mutable_data_ptr<T>();
+    in_chunks(N, [&](int64_t first, int64_t end) {
+      const int64_t count = end - first;
+      Rows& rows = rows_of(count, K);
+      quantize_normed(from + first * K, of_x, eps, count, K, rows);
+      float* both = scratch<1>(count * 2 * F).data();
+      multiply(rows, gate_up, count, into<float>(both, 2 * F, nullptr));
+      rows.resize(count, F);
+      for_rows(count, F, [&](int64_t n) {
+        float* row = scratch<0>(F).data();
+        gate(both + n * 2 * F, both + n * 2 * F + F, F, row);
+        rows.quantize(n, row, F);
+      });
+      multiply(rows, down, count, into<T>(to + first * K, K, from + first * K));
     });
-    multiply(rows, down, N, into<T>(out.mutable_data_ptr<T>(), K, from));
   });
   return out;
 }
