@@ -4,8 +4,9 @@
     gate_proj, up_proj      -> one product;  silu and the product           -> one operator
     RMSNorm                 -> one operator
 
-and, where int8 weights can be packed, in three operators a block: `packed.cpp` says which. Layers
-in float32, latent attention and experts become those of `rowwise.py`.
+and, where int8 weights can be packed, in three operators a block and attention between them:
+`packed.cpp` says which, `packed_latent.cpp` for latent attention and `packed_experts.cpp` for
+experts. Otherwise layers in float32, latent attention and experts become those of `rowwise.py`.
 
 A small model's step is bound by the number of its operators and by the Python between them: what
 a block calls is looked up once, here, and not through modules in each step. The rows of the joined
@@ -29,6 +30,8 @@ from astrai_core.model.feed_forward import MLP
 from astrai_core.model.layers import Linear, RMSNorm
 from astrai_core.model.moe import DeepSeekMoE, Routing
 from astrai_core.model.packed import PackedLinear, pack_, why_not_packed
+from astrai_core.model.packed_experts import PackedMoE, why_not_packed_experts
+from astrai_core.model.packed_latent import PackedMLA, why_not_packed_latent
 from astrai_core.model.quantization import Int4Linear, Int8Linear, W8A8Linear, native
 from astrai_core.model.rotary import TabulatedRotary
 from astrai_core.model.rowwise import RowwiseMLA, RowwiseMoE, rowwise_, why_not_rowwise
@@ -128,6 +131,15 @@ class FusedBlock(nn.Module):
             self.mlp = fused_moe(block.mlp)
         self.prepare()
 
+    def pack_(self) -> None:
+        """Pack the layers, and put what becomes one operator in its place."""
+        pack_(self)
+        if isinstance(self.self_attn, RowwiseMLA):
+            self.self_attn = packed_mla(self.self_attn) or self.self_attn
+        if isinstance(self.mlp, RowwiseMoE):
+            self.mlp = packed_moe(self.mlp) or self.mlp
+        self.prepare()
+
     def prepare(self) -> None:
         """Look up what `forward` calls; to be repeated when a layer below has changed."""
         self._add_attention = _attention_of(self.input_layernorm, self.self_attn)
@@ -169,6 +181,37 @@ def fused_moe(experts: DeepSeekMoE) -> RowwiseMoE:
     return RowwiseMoE(experts, networks, None if shared is None else fused_mlp(shared))
 
 
+def packed_mla(attention: RowwiseMLA) -> PackedMLA | None:
+    """The same attention in two operators; None if it has a gate or a layer is not plain."""
+    layers = (
+        attention.q_proj, attention.q_a_proj, attention.q_b_proj, attention.kv_a_proj_with_mqa,
+        attention.o_proj,
+    )  # fmt: skip
+    is_plain = all(layer is None or _is_plain(layer) for layer in layers)
+    if attention.gate_proj is not None or not is_plain or why_not_packed_latent() is not None:
+        return None
+    return PackedMLA(attention)
+
+
+def packed_moe(experts: RowwiseMoE) -> PackedMoE | None:
+    """The same experts in one operator; None if one of their layers is not plain."""
+    networks, shared = [_pair_of(network) for network in experts.experts], experts.shared_experts
+    pairs = [pair for pair in networks if pair is not None]
+    of_shared = None if shared is None else _pair_of(shared)
+    is_whole = len(pairs) == len(networks) and (shared is None or of_shared is not None)
+    if not is_whole or why_not_packed_experts() is not None:
+        return None
+    return PackedMoE(experts.gate, pairs, of_shared)
+
+
+def _pair_of(network: nn.Module) -> tuple[PackedLinear, PackedLinear] | None:
+    if isinstance(network, FusedMLP):
+        first, second = network.gate_up_proj, network.down_proj
+        if _is_plain(first) and _is_plain(second):
+            return first, second
+    return None
+
+
 def _attention_of(norm: FusedRMSNorm, attention: nn.Module) -> Attend:
     """The stream plus a block's attention to it, in two operators and attention if packed."""
     if isinstance(attention, FusedGQA) and attention.gate_proj is None:
@@ -184,18 +227,21 @@ def _attention_of(norm: FusedRMSNorm, attention: nn.Module) -> Attend:
                 return add(x, out, weight, weight_scale)
 
             return attend
+    if isinstance(attention, PackedMLA):
+        return attention.function(norm.weight, norm.norm_eps)
     normed, forward = norm.function(), attention.forward
     return lambda x, rotation, context: x + forward(normed(x), rotation, context)
 
 
 def _mlp_of(norm: FusedRMSNorm, mlp: nn.Module) -> Feed:
     """The stream plus a block's feed-forward network of it, in one operator if packed."""
-    if isinstance(mlp, FusedMLP) and _is_plain(mlp.gate_up_proj) and _is_plain(mlp.down_proj):
-        operator = torch.ops.astrai_packed.mlp.default
-        first, second = mlp.gate_up_proj, mlp.down_proj
+    if (pair := _pair_of(mlp)) is not None:
+        operator, (first, second) = torch.ops.astrai_packed.mlp.default, pair
         weights = first.weight, first.weight_scale, second.weight, second.weight_scale
         weight, eps = norm.weight, norm.norm_eps
         return lambda x, _: operator(x, weight, eps, *weights)
+    if isinstance(mlp, PackedMoE):
+        return mlp.function(norm.weight, norm.norm_eps)
     normed = norm.function()
     if isinstance(mlp, RowwiseMoE | DeepSeekMoE):
         return lambda x, routings: x + mlp(normed(x), routings)
@@ -217,8 +263,7 @@ def fuse_(model: Transformer) -> Transformer:
         assert isinstance(block, DecoderBlock)
         model.layers[n] = fused = FusedBlock(block)
         if why_not_packed() is None:  # block by block: the weights are never there twice
-            pack_(fused)
-            fused.prepare()
+            fused.pack_()
     if why_not_packed() is None:
         pack_(model)
     model.rotary_embedding = TabulatedRotary(model.rotary_embedding, model.config.max_len)

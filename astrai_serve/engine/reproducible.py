@@ -19,6 +19,8 @@ from astrai_core.model.fusion import (
 )
 from astrai_core.model.layers import RMSNorm
 from astrai_core.model.packed import PackedEmbedding, PackedLinear
+from astrai_core.model.packed_experts import PackedMoE
+from astrai_core.model.packed_latent import PackedMLA
 from astrai_core.model.quantization import (
     Int4Linear,
     Int8Linear,
@@ -41,7 +43,7 @@ from astrai_serve.engine.native_attention import why_not_native
 # RMSNorm: of heads, whose weight `FusedGQA` hands to an operator of ours
 _ROWWISE = (
     nn.ModuleList, FusedBlock, FusedGQA, FusedMLP, FusedRMSNorm, RMSNorm, TabulatedRotary,
-    PackedEmbedding, PackedLinear, W8A8Linear,
+    PackedEmbedding, PackedLinear, PackedMLA, PackedMoE, W8A8Linear,
     RowwiseEmbedding, RowwiseLinear, RowwiseMLA, RowwiseMoE, RowwiseRouter,
 )  # fmt: skip
 _ROWWISE_IF_COMPILED = (Int4Linear, Int8Linear, QuantisedEmbedding)

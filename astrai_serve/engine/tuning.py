@@ -60,8 +60,6 @@ def is_native(model: Transformer) -> bool:
     return (
         model.device.type == "cpu"
         and scheme_of(model) == "w8a8"
-        and model.config.attn_type == "gqa"
-        and model.config.ffn_type == "mlp"
         and why_not_packed() is None
         and why_not_native() is None
     )

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from astrai_core.model import ModelConfig, Transformer, fusion
+from astrai_core.model import AttentionContext, ModelConfig, Transformer, fusion
 from astrai_core.model.fusion import FusedGQA, FusedMLP, fuse_
 from astrai_core.model.lora import LoRAConfig, add_lora
+from astrai_core.model.packed import why_not_packed
 from astrai_core.model.quantization import SCHEMES, quantize_
 from astrai_core.model.rotary import rotate
 
@@ -53,6 +55,59 @@ def test_the_logits_are_the_models(changes, scheme):
     # a rounding of the norm's may move an activation to the next of 127 steps
     tolerance = 0.05 if scheme == "w8a8" else 1e-4
     torch.testing.assert_close(got, wanted, atol=tolerance, rtol=tolerance)
+
+
+class Recorded(TorchDispatchMode):
+    """Notes the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+class Given(AttentionContext):
+    """Attention that needs no operator: its output is known before."""
+
+    def __init__(self, out):
+        self.out = out
+
+    def attend(self, layer, q, k, v, *, scale, window=None):
+        return self.out
+
+
+LATENT = MODELS["mla"]
+EXPERTS: dict[str, Any] = {
+    "ffn_type": "moe", "n_routed_experts": 8, "n_activated_experts": 3, "dim_ffn_expert": 24,
+    "n_shared_experts": 1,
+}  # fmt: skip
+HEADS = ("astrai_packed::qkv", "astrai_packed::add_linear")
+LATENTS = ("astrai_packed_latent::queries", "astrai_packed_latent::add_output")
+
+
+@pytest.mark.skipif(why_not_packed() is not None, reason=str(why_not_packed()))
+@pytest.mark.parametrize(
+    ("changes", "operators"),
+    [
+        ({}, (*HEADS, "astrai_packed::mlp")),
+        (EXPERTS, (*HEADS, "astrai_packed_experts::moe")),
+        (LATENT, (*LATENTS, "astrai_packed::mlp")),
+        ({**LATENT, **EXPERTS, "q_lora_rank": 24}, (*LATENTS, "astrai_packed_experts::moe")),
+    ],
+    ids=["gqa", "gqa, experts", "mla", "mla, experts"],
+)
+def test_a_packed_block_is_three_operators_and_attention(changes, operators):
+    model = model_of(**changes)
+    quantize_(model, "w8a8")
+    fuse_(model)
+    x, turn = torch.randn(5, 48), torch.ones(5, model.rotary_embedding.dim // 2)
+    context = Given(torch.randn(5, 6, model.config.kv_lora_rank or model.config.query_dim))
+    with torch.inference_mode(), Recorded() as recorded:
+        model.layers[1](x, (turn, turn), context)
+    assert tuple(recorded.names) == operators
 
 
 def test_layers_with_adapters_stay_as_they_are():

@@ -8,21 +8,25 @@ import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from astrai_core.compilation import private_cache
 from astrai_core.model import AutoModel, ModelConfig, Transformer
+from astrai_core.model.fusion import fuse_
+from astrai_core.model.packed import why_not_packed
+from astrai_core.model.quantization import quantize_
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_serve.cli import check_threads
 from astrai_serve.engine import EngineConfig, tuning, tuning_cache
 from astrai_serve.engine.core import EngineCore
 from astrai_serve.engine.machine import Cores, available_memory, cores
+from astrai_serve.engine.native_attention import why_not_native
 from astrai_serve.engine.page_budget import RESERVE, SMALLEST, choose_pages
 from astrai_serve.engine.step_probe import LIMIT_SECONDS, Clocks, Samples, StepProbe, measure
-from astrai_serve.engine.tuning import best, candidates, choose_threads, why_unsound
+from astrai_serve.engine.tuning import best, candidates, choose_threads, is_native, why_unsound
 
 MB = 10**6
 
@@ -461,3 +465,26 @@ def test_more_threads_than_cores_are_refused_before_anything_is_loaded():
         check_threads(EngineConfig(num_threads=most + 1))
     check_threads(EngineConfig(num_threads=most))
     check_threads(EngineConfig())
+
+
+LATENT = {
+    "attn_type": "mla", "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
+    "v_head_dim": 8, "use_qk_norm": False,
+}  # fmt: skip
+EXPERTS = {
+    "ffn_type": "moe", "n_routed_experts": 4, "n_activated_experts": 2, "dim_ffn_expert": 8
+}  # fmt: skip
+KINDS = {"gqa": {}, "mla": LATENT, "experts": EXPERTS, "mla, experts": LATENT | EXPERTS}
+
+
+@pytest.mark.skipif(
+    why_not_packed() is not None or why_not_native() is not None, reason="no packed products here"
+)
+@pytest.mark.parametrize("fields", KINDS.values(), ids=list(KINDS))
+@pytest.mark.parametrize("scheme", ["w8a8", "int8"])
+def test_in_packed_int8_torchs_threads_sleep_whatever_the_blocks_are(fields, scheme):
+    shape: dict[str, Any] = {"vocab_size": 40, "dim": 16, "n_layers": 2, "n_heads": 2}
+    model = Transformer(ModelConfig(**shape, **fields)).eval()
+    assert not is_native(model)
+    quantize_(model, scheme)
+    assert is_native(fuse_(model)) == (scheme == "w8a8")
