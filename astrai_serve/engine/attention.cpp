@@ -5,7 +5,7 @@
 // sees alone: not on the other tokens of the step, on how its prompt was cut into chunks, or on which
 // pages hold it. Tokens of a chunk share a tile only to read each key once.
 //
-// A cache in bfloat16 is multiplied in bfloat16 where the processor can.
+// A cache in bfloat16 is multiplied in bfloat16 where the processor has AMX.
 //
 // N tokens, H query heads, KV key heads, G = H / KV, Dk and Dv widths of keys and values.
 
@@ -46,7 +46,7 @@ void store(const float* x, const int64_t* slots, int64_t N, int64_t heads, int64
         const float* from = x + (n * heads + h) * width;
         T* to = cache + (h * num_slots + slots[n]) * width;
         int64_t d = 0;
-#ifdef ASTRAI_HAS_BFLOAT16_ATTENTION
+#ifdef __AVX512BF16__
         if constexpr (std::is_same_v<T, BFloat16>)
           for (; d + 16 <= width; d += 16) {
             const __m256bh half = _mm512_cvtneps_pbh(_mm512_loadu_ps(from + d));
@@ -84,12 +84,14 @@ void run(Step<T> step, const Tensor& k, const std::optional<Tensor>& v, const Te
   share(num_items, grain, [&](int64_t item, int64_t last) {
     for (; item < last; ++item) {
       const Tile& tile = tiles[item % num_tiles];
-#ifdef ASTRAI_HAS_BFLOAT16_ATTENTION
+#ifdef ASTRAI_HAS_TILES
       if constexpr (std::is_same_v<T, BFloat16>)
-        in_bfloat16::attend(step, tile, item / num_tiles);
-      else
+        if (may_use_tiles()) {
+          in_bfloat16::attend(step, tile, item / num_tiles);
+          continue;
+        }
 #endif
-        in_float32::attend(step, tile, item / num_tiles);
+      in_float32::attend(step, tile, item / num_tiles);
     }
   });
 }

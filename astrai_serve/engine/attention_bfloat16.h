@@ -5,25 +5,25 @@
 //
 //   sums (16 rows x 16 columns) += rows (16 x 32) times columns (32 x 16), in pairs
 //
-// which is one instruction where there is AMX, and sixteen times sixteen of AVX512-BF16 elsewhere.
-// Queries and the softmax's weights are rounded to bfloat16 for it.
+// which is one instruction of AMX. Queries and the softmax's weights are rounded to bfloat16 for it.
+// By AVX512-BF16, whose sixteen lanes one token of a few heads cannot fill, it would be slower than in
+// float32.
 
 #pragma once
 
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
-#define ASTRAI_HAS_BFLOAT16_ATTENTION 1
+#include "quantization/tiles.h"
+
+#ifdef ASTRAI_HAS_TILES
 
 #include <immintrin.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstring>
 #include <limits>
-#include <optional>
 #include <vector>
 
 #include "attention_step.h"
 #include "quantization/square.h"
-#include "quantization/tiles.h"
 
 namespace astrai::in_bfloat16 {
 
@@ -52,32 +52,6 @@ class Kept {
   std::vector<T> all_;
 };
 
-// By hand: the compiler's own function copies the sum.
-inline __attribute__((always_inline)) void add_pairs(__m512& sum, __m512i a, __m512i b) {
-  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-}
-
-// Sixteen rows of sums in memory, `stride` numbers apart, plus `steps` products.
-inline void add_product(float* sums, int64_t stride, bool is_first, const BFloat16* rows,
-                        int64_t row_stride, const int32_t* columns, int64_t column_stride,
-                        int64_t steps) {
-  __m512 sum[kGroup];
-#pragma GCC unroll 16
-  for (int r = 0; r < kGroup; ++r)
-    sum[r] = is_first ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + r * stride);
-  for (int64_t pair = 0; pair < 16 * steps; ++pair) {
-    const __m512i column = _mm512_loadu_si512(columns + pair * column_stride);
-#pragma GCC unroll 16
-    for (int r = 0; r < kGroup; ++r) {
-      int32_t two;
-      std::memcpy(&two, rows + r * row_stride + 2 * pair, sizeof two);
-      add_pairs(sum[r], _mm512_set1_epi32(two), column);
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kGroup; ++r) _mm512_storeu_ps(sums + r * stride, sum[r]);
-}
-
 // 2^x for x <= 0; what is no number stays so.
 inline __m512 power_of_two(__m512 x) {
   x = _mm512_max_ps(_mm512_set1_ps(-150.0f), x);
@@ -105,33 +79,24 @@ struct Group {
   float* sums;              // (16, padded Dv)
 };
 
+// Scores of sixteen queries with the keys of a block, (64, 16).
 inline void score(const Block& block, const Group& group, int64_t width, float* out) {
-  const int64_t steps = width / kChannels;
-#ifdef ASTRAI_HAS_TILES
-  if (may_use_tiles()) {
-    const int64_t stride = block.key_stride * sizeof(BFloat16);
-    for (int half = 0; half < 2; ++half) {
-      if (!block.is_seen[half]) continue;
-      const BFloat16 *a = block.keys[2 * half], *b = block.keys[2 * half + 1];
-      a = a ? a : b, b = b ? b : a;  // the other's scores are not looked at
-      tile_zero<0>(), tile_zero<1>();
-      for (int64_t s = 0; s < steps; ++s) {
-        tile_load<4>(group.q + s * kGroup * kGroup, kTileBytes);
-        tile_load<5>(a + s * kChannels, stride);
-        tile_load<6>(b + s * kChannels, stride);
-        tile_add_bfloat16<0, 5, 4>();
-        tile_add_bfloat16<1, 6, 4>();
-      }
-      tile_store<0>(out + half * kHalf * kGroup, kTileBytes);
-      tile_store<1>(out + (half * kHalf + kGroup) * kGroup, kTileBytes);
+  const int64_t steps = width / kChannels, stride = block.key_stride * sizeof(BFloat16);
+  for (int half = 0; half < 2; ++half) {
+    if (!block.is_seen[half]) continue;
+    const BFloat16 *a = block.keys[2 * half], *b = block.keys[2 * half + 1];
+    a = a ? a : b, b = b ? b : a;  // the other's scores are not looked at
+    tile_zero<0>(), tile_zero<1>();
+    for (int64_t s = 0; s < steps; ++s) {
+      tile_load<4>(group.q + s * kGroup * kGroup, kTileBytes);
+      tile_load<5>(a + s * kChannels, stride);
+      tile_load<6>(b + s * kChannels, stride);
+      tile_add_bfloat16<0, 5, 4>();
+      tile_add_bfloat16<1, 6, 4>();
     }
-    return;
+    tile_store<0>(out + half * kHalf * kGroup, kTileBytes);
+    tile_store<1>(out + (half * kHalf + kGroup) * kGroup, kTileBytes);
   }
-#endif
-  for (int64_t part = 0; part < kBlock / kGroup; ++part)
-    if (block.keys[part])
-      add_product(out + part * kGroup * kGroup, kGroup, true, block.keys[part], block.key_stride,
-                  group.q, kGroup, steps);
 }
 
 // Turn a group's scores (64 positions, 16) into weights (16, 64) of the softmax so far, and scale
@@ -221,44 +186,34 @@ struct Softmax {
 
 // Add a block's values, weighted, to a group's sums.
 inline void mix(const Block& block, const BFloat16* weights, int64_t width, const Group& group) {
-#ifdef ASTRAI_HAS_TILES
-  if (may_use_tiles()) {
-    const int64_t stride = width * sizeof(float);
-    const auto add = [&]<int C>(const int32_t* values, int64_t half) {
-      tile_load<6>(values + half * kGroup * width, stride);
-      half ? tile_add_bfloat16<C, 5, 6>() : tile_add_bfloat16<C, 4, 6>();
-    };
-    if (block.is_seen[0]) tile_load<4>(weights, kBlock * sizeof(BFloat16));
-    if (block.is_seen[1]) tile_load<5>(weights + kHalf, kBlock * sizeof(BFloat16));
-    int64_t d = 0;
-    for (; d + 4 * kGroup <= width; d += 4 * kGroup) {
-      float* to = group.sums + d;
-      tile_load<0>(to, stride), tile_load<1>(to + kGroup, stride);
-      tile_load<2>(to + 2 * kGroup, stride), tile_load<3>(to + 3 * kGroup, stride);
-      for (int64_t half = 0; half < 2; ++half)
-        if (block.is_seen[half]) {
-          add.operator()<0>(block.values + d, half);
-          add.operator()<1>(block.values + d + kGroup, half);
-          add.operator()<2>(block.values + d + 2 * kGroup, half);
-          add.operator()<3>(block.values + d + 3 * kGroup, half);
-        }
-      tile_store<0>(to, stride), tile_store<1>(to + kGroup, stride);
-      tile_store<2>(to + 2 * kGroup, stride), tile_store<3>(to + 3 * kGroup, stride);
-    }
-    for (; d < width; d += kGroup) {
-      tile_load<0>(group.sums + d, stride);
-      for (int64_t half = 0; half < 2; ++half)
-        if (block.is_seen[half]) add.operator()<0>(block.values + d, half);
-      tile_store<0>(group.sums + d, stride);
-    }
-    return;
-  }
-#endif
-  for (int64_t d = 0; d < width; d += kGroup)
+  const int64_t stride = width * sizeof(float);
+  const auto add = [&]<int C>(const int32_t* values, int64_t half) {
+    tile_load<6>(values + half * kGroup * width, stride);
+    half ? tile_add_bfloat16<C, 5, 6>() : tile_add_bfloat16<C, 4, 6>();
+  };
+  if (block.is_seen[0]) tile_load<4>(weights, kBlock * sizeof(BFloat16));
+  if (block.is_seen[1]) tile_load<5>(weights + kHalf, kBlock * sizeof(BFloat16));
+  int64_t d = 0;
+  for (; d + 4 * kGroup <= width; d += 4 * kGroup) {
+    float* to = group.sums + d;
+    tile_load<0>(to, stride), tile_load<1>(to + kGroup, stride);
+    tile_load<2>(to + 2 * kGroup, stride), tile_load<3>(to + 3 * kGroup, stride);
     for (int64_t half = 0; half < 2; ++half)
-      if (block.is_seen[half])
-        add_product(group.sums + d, width, false, weights + half * kHalf, kBlock,
-                    block.values + half * kGroup * width + d, width, 1);
+      if (block.is_seen[half]) {
+        add.operator()<0>(block.values + d, half);
+        add.operator()<1>(block.values + d + kGroup, half);
+        add.operator()<2>(block.values + d + 2 * kGroup, half);
+        add.operator()<3>(block.values + d + 3 * kGroup, half);
+      }
+    tile_store<0>(to, stride), tile_store<1>(to + kGroup, stride);
+    tile_store<2>(to + 2 * kGroup, stride), tile_store<3>(to + 3 * kGroup, stride);
+  }
+  for (; d < width; d += kGroup) {
+    tile_load<0>(group.sums + d, stride);
+    for (int64_t half = 0; half < 2; ++half)
+      if (block.is_seen[half]) add.operator()<0>(block.values + d, half);
+    tile_store<0>(group.sums + d, stride);
+  }
 }
 
 // Sixteen rows of keys that lie one after the other as they should, or a copy that does.
@@ -320,11 +275,9 @@ inline void pair_queries(const float* const (&rows)[kGroup], int64_t dim, int64_
   }
 }
 
+// Only where `may_use_tiles()`.
 inline void attend(const Step<BFloat16>& step, const Tile& tile, int64_t kv_head) {
-#ifdef ASTRAI_HAS_TILES
-  std::optional<TileScope> scope;
-  if (may_use_tiles()) scope.emplace();
-#endif
+  const TileScope scope;
   const int64_t per_token = step.heads / step.kv_heads, num_queries = tile.count * per_token;
   const int64_t num_groups = (num_queries + kGroup - 1) / kGroup;
   const int64_t key_width = padded(step.key_dim, kChannels);
