@@ -13,6 +13,7 @@ from astrai_core.model.lora import LoRAConfig, add_lora
 from astrai_core.model.packed import why_not_packed
 from astrai_core.model.quantization import SCHEMES, quantize_
 from astrai_core.model.rotary import rotate
+from astrai_core.model.rowwise import RowwiseMLA, RowwiseMoE
 
 pytestmark = pytest.mark.skipif(
     fusion.why_not_fused() is not None, reason="no compiled operators here"
@@ -108,6 +109,20 @@ def test_a_packed_block_is_three_operators_and_attention(changes, operators):
     with torch.inference_mode(), Recorded() as recorded:
         model.layers[1](x, (turn, turn), context)
     assert tuple(recorded.names) == operators
+
+
+@pytest.mark.parametrize("missing", ["packed", "packed_latent and packed_experts"])
+def test_without_packed_operators_latents_and_experts_go_row_by_row(monkeypatch, missing):
+    for name in missing.split(" and "):
+        monkeypatch.setattr(fusion, f"why_not_{name}", lambda: "no AVX512-VNNI")
+    model, ids = model_of(**LATENT, **EXPERTS), torch.arange(22).view(2, 11)
+    quantize_(model, "w8a8")
+    with torch.inference_mode():
+        wanted = model(ids)["logits"]
+        got = fuse_(model)(ids)["logits"]
+    assert isinstance(model.layers[0].self_attn, RowwiseMLA)
+    assert isinstance(model.layers[0].mlp, RowwiseMoE)
+    torch.testing.assert_close(got, wanted, atol=0.05, rtol=0.05)
 
 
 def test_layers_with_adapters_stay_as_they_are():
