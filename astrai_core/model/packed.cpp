@@ -4,8 +4,8 @@
 //   add_linear  the stream plus the attention's output, projected
 //   mlp         the stream plus the feed-forward network of the normed stream
 //
-// N tokens; H and KV heads of width D; O output channels, K inputs, P = ceil(O / 64) panels and
-// S = ceil(K / 4) steps of packed weights; F width of the MLP.
+// N tokens; H and KV heads of width D; O output channels, K inputs, P panels and S steps of packed
+// weights; F width of the MLP.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -168,11 +168,9 @@ Tensor lookup(Tensor ids, Tensor packed, Tensor scale, int64_t K) {
   Tensor out = empty({N, K}, aoti_torch_dtype_float32());
   float* to = out.mutable_data_ptr<float>();
   for_rows(N, K, [&](int64_t n) {
-    const uint8_t* from =
-        w.data + id[n] / kPanel * w.steps * kPanelStep + id[n] % kPanel * kStep;
     for (int64_t k = 0; k < K; ++k)
       to[n * K + k] =
-          static_cast<float>(from[k / kStep * kPanelStep + k % kStep] - 128) * w.scale[id[n]];
+          static_cast<float>(w.data[weight_at(w.steps, id[n], k)] - 128) * w.scale[id[n]];
   });
   return out;
 }

@@ -33,7 +33,7 @@ namespace {
 
 using namespace astrai;
 
-constexpr int64_t kTile = 64;                    // queries that read a block together
+constexpr int64_t kTile = 128;                   // queries that read a block together
 constexpr int64_t kProductsPerThread = 1 << 16;  // fewer are not worth waking a thread
 constexpr int64_t kNumbersPerThread = 1 << 12;
 

@@ -20,9 +20,9 @@
 
 #include <cstring>
 #include <limits>
-#include <vector>
 
 #include "attention_step.h"
+#include "quantization/aligned.h"
 #include "quantization/square.h"
 
 namespace astrai::in_bfloat16 {
@@ -37,19 +37,14 @@ constexpr float kLog2E = 1.44269504f;
 
 inline int64_t padded(int64_t width, int64_t unit) { return (width + unit - 1) / unit * unit; }
 
-// Memory that a thread keeps from call to call, on the border of a cache line.
+// Memory that a thread keeps from call to call.
 template <class T>
-class Kept {
- public:
+struct Kept {
+  Aligned<T> all;
   T* of(int64_t size) {
-    if (static_cast<int64_t>(all_.size()) < size + kLine) all_.resize(size + kLine);
-    const auto address = reinterpret_cast<uintptr_t>(all_.data());
-    return reinterpret_cast<T*>((address + 63) / 64 * 64);
+    if (static_cast<int64_t>(all.size()) < size) all.resize(size);
+    return all.data();
   }
-
- private:
-  static constexpr int64_t kLine = 64 / sizeof(T);
-  std::vector<T> all_;
 };
 
 // 2^x for x <= 0; what is no number stays so.
@@ -286,6 +281,10 @@ inline void attend(const Step<BFloat16>& step, const Tile& tile, int64_t kv_head
   thread_local Kept<int32_t> kept_q, kept_values;
   thread_local Kept<float> kept_sums, kept_numbers, kept_scores;
   thread_local Kept<BFloat16> kept_keys, kept_weights;
+  const BFloat16* key_base = step.keys + kv_head * step.slots * step.key_dim;
+  const BFloat16* value_base = step.values + kv_head * step.slots * step.value_stride;
+  const int64_t end = tile.position + tile.count;
+  const int64_t begin = step.window ? std::max<int64_t>(0, tile.position - step.window + 1) : 0;
   int32_t* q = kept_q.of(num_groups * q_size);
   float* sums = kept_sums.of(num_groups * sums_size);
   float* largest = kept_numbers.of(2 * num_groups * kGroup);
@@ -320,10 +319,6 @@ inline void attend(const Step<BFloat16>& step, const Tile& tile, int64_t kv_head
     pair_queries(rows, step.key_dim, key_width, step.scale * kLog2E, q + g * q_size);
   }
 
-  const BFloat16* key_base = step.keys + kv_head * step.slots * step.key_dim;
-  const BFloat16* value_base = step.values + kv_head * step.slots * step.value_stride;
-  const int64_t end = tile.position + tile.count;
-  const int64_t begin = step.window ? std::max<int64_t>(0, tile.position - step.window + 1) : 0;
   for (int64_t base = begin / kBlock * kBlock; base < end; base += kBlock) {
     const Seen<kBlock> seen(step, tile, base, begin, end);
     const int64_t last = seen.first + seen.count;

@@ -56,6 +56,17 @@ def test_a_row_has_the_same_bits_alone(outputs, inputs, dtype):
     assert torch.equal(together, torch.cat([layer(row[None]) for row in x]))
 
 
+def test_rows_are_rounded_as_a_division_rounds():
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.rand(4000, 1, generator=generator).mul(20).sub(10).exp()
+    halves = (torch.randint(-127, 127, (4000, 64), generator=generator) + 0.5) * scale
+    beside = torch.nextafter(halves, torch.full_like(halves, torch.inf))
+    layer = PackedLinear(torch.eye(64, dtype=torch.int8), torch.ones(64))
+    for x in (halves, beside, torch.randn(4000, 64, generator=generator) * scale):
+        scale = x.abs().amax(1, keepdim=True) / 127
+        assert torch.equal((layer(x) / scale).round(), (x / scale).round())
+
+
 def test_a_number_that_is_none_is_not_lost():
     layer = PackedLinear(*layer_of(70, 33))
     x = torch.randn(8, 33)
