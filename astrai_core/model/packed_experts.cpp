@@ -113,12 +113,6 @@ struct Visits {
   }
 };
 
-void copy_row(const Rows& from, int64_t n, Rows& to, int64_t m) {
-  const int64_t width = from.steps * kStep;
-  std::memcpy(to.values.data() + m * width, from.values.data() + n * width, width);
-  to.scale[m] = from.scale[n], to.excess[m] = from.excess[n];
-}
-
 // An expert that has visits, or the shared one, which has all rows.
 struct Network {
   Packed gate_up, down;
@@ -132,7 +126,7 @@ void gather(const Network& network, const Rows& rows, int64_t begin, int64_t cou
             Rows& to) {
   to.resize(count, K);
   for (int64_t n = 0; n < count; ++n)
-    copy_row(rows, network.row ? network.row[begin + n] : begin + n, to, n);
+    to.take(n, rows, network.row ? network.row[begin + n] : begin + n);
 }
 
 void quantize_gated(const float* both, int64_t F, int64_t n, Rows& rows) {
@@ -181,7 +175,7 @@ std::vector<Chunk> chunks_of(const std::vector<Network>& networks) {
   std::vector<Chunk> chunks;
   for (size_t g = 0; g < networks.size(); ++g) {
     const int64_t count = networks[g].count, pieces = (count + kRowsOfChunk - 1) / kRowsOfChunk;
-    const int64_t size = rounded_up((count + pieces - 1) / pieces, 2 * kStripe);
+    const int64_t size = (count + pieces - 1) / pieces;
     for (int64_t n = 0; n < count; n += size) chunks.push_back({g, n, std::min(size, count - n)});
   }
   return chunks;
