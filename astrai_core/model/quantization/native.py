@@ -113,8 +113,8 @@ def _compile(library: Path, source: Path) -> None:
 def _fingerprint(source: Path) -> str:
     """Names what was compiled: by which source and flags, for which torch and processor."""
     facts = (
-        source.read_text("utf-8"), _headers(source.parent), _FLAGS, os.environ.get("CXX", ""), torch.__version__,
-        sorted(torch.cpu.get_capabilities().items()),
+        source.read_text("utf-8"), _headers(source.parent), _FLAGS, os.environ.get("CXX", ""),
+        torch.__version__, sorted(torch.cpu.get_capabilities().items()),
     )  # fmt: skip
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
