@@ -9,7 +9,8 @@ import logging
 import os
 import ssl
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -19,8 +20,11 @@ from astrai_core.interop import peft
 from astrai_serve.engine.config import EngineConfig
 from astrai_serve.engine.machine import cores
 from astrai_serve.generation_defaults import GenerationDefaults
+from astrai_serve.listener import bind
+from astrai_serve.log_format import JsonFormatter, TextFormatter
 
 if TYPE_CHECKING:
+    from astrai_core.model import Transformer
     from astrai_core.tokenizer import AutoTokenizer
     from astrai_serve.api import ServerSettings
     from astrai_serve.engine import InferenceEngine
@@ -168,19 +172,13 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
     check_threads(config)
     keys = _read_keys(options.api_key_file)
     defaults = GenerationDefaults.read(options.text_folder if options.adapter else options.model)
-    from astrai_serve.api.server import bind
-
     with bind(options.host, options.port) as listener:
         port: int = listener.getsockname()[1]
         print(f"AstrAI loads {options.model} ...", flush=True)
-        from astrai_serve.api import ServerSettings, run_server
-        from astrai_serve.engine import InferenceEngine
-        from astrai_serve.engine.core import EngineCore
-        from astrai_serve.engine.tuning import choose_threads
-        from astrai_serve.engine.warm_up import warm_up
+        _start_log(options)
+        from astrai_serve.loading import Loading
         from astrai_serve.model_source import ModelSource, dtype_name
 
-        _start_log(options)
         source = ModelSource.find(
             options.model,
             options.dtype,
@@ -189,21 +187,29 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
             options.weights,
         )
         print(f"  {source.describe()}", flush=True)
-        tokenizer = load_tokenizer(options, source)
-        try:
-            model = source.load()
-            core = EngineCore.of_model(model, tokenizer, config)
-            # of the model as the core has made it: reproducible, if that is wanted
-            choice = choose_threads(model, config)
-            config = dataclasses.replace(config, num_threads=choice.threads)
-            engine = InferenceEngine(model, tokenizer, config, core=core)
-        except RuntimeError as error:
-            if "allocate memory" not in str(error):
-                raise
-            raise MemoryError(
-                f"{options.model} does not fit into this machine's memory; "
-                "try --weights w8a8, or a smaller --kv_cache_gb or --num_pages"
-            ) from error
+        with Loading(source) as loading:
+            # beside the weights, for which this thread would only wait
+            from astrai_serve.api import ServerSettings, run_server
+            from astrai_serve.engine import InferenceEngine
+            from astrai_serve.engine.core import EngineCore
+            from astrai_serve.engine.tuning import choose_threads
+            from astrai_serve.engine.warm_up import warm_up
+
+            tokenizer = load_tokenizer(options, source)
+            try:
+                model = loading.result()
+                core = EngineCore.of_model(model, tokenizer, config)
+                # of the model as the core has made it: reproducible, if that is wanted
+                choice = choose_threads(model, config)
+                chosen = dataclasses.replace(config, num_threads=choice.threads)
+                engine = InferenceEngine(model, tokenizer, chosen, core=core)
+            except RuntimeError as error:
+                if "allocate memory" not in str(error):
+                    raise
+                raise MemoryError(
+                    f"{options.model} does not fit into this machine's memory; "
+                    "try --weights w8a8, or a smaller --kv_cache_gb or --num_pages"
+                ) from error
         settings = ServerSettings(
             model_name=options.name,
             created=int(options.described_in.stat().st_mtime),
@@ -217,15 +223,33 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
             log_requests=options.access_log,
             defaults=defaults,
         )
-        report = _report(options, settings, engine, source, port, choice, warm_up(engine))
-        run_server(
-            engine,
-            settings,
-            listener,
-            drain_seconds=options.drain_seconds,
-            tls=options.tls,
-            on_ready=lambda: print(report, flush=True),
-        )
+        if choice.is_guess:
+            engine.when_idle(_tune(engine, model, config))
+
+        def report() -> None:
+            speed = warming.result()
+            print(_report(options, settings, engine, source, port, choice, speed), flush=True)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="astrai-warm-up") as beside:
+            warming = beside.submit(warm_up, engine)
+            run_server(
+                engine,
+                settings,
+                listener,
+                drain_seconds=options.drain_seconds,
+                tls=options.tls,
+                before_ready=warming.result,
+                on_ready=report,
+            )
+
+
+def _tune(engine: "InferenceEngine", model: "Transformer", config: EngineConfig) -> Iterator[None]:
+    """Measure how many threads are best, and compute on so many from then on."""
+    from astrai_serve.engine.tuning import measured_threads
+
+    choice = yield from measured_threads(model, config)
+    engine.use_threads(choice.threads)
+    print(f"  {'threads':<10}{choice}", flush=True)
 
 
 def check_files(options: ServeOptions) -> None:
@@ -287,8 +311,6 @@ def _check_tls(options: ServeOptions) -> None:
 
 
 def _start_log(options: ServeOptions) -> None:
-    from astrai_serve.api.request_log import JsonFormatter, TextFormatter
-
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if options.log_format == "json" else TextFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

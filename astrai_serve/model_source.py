@@ -5,6 +5,7 @@ taken.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -20,18 +21,19 @@ from astrai_core.model.adapter import (
     is_adapter_folder,
     read_adapter,
 )
+from astrai_core.model.allocator import large_blocks_returned
 from astrai_core.model.auto import parse_config, read_config_json
 from astrai_core.model.fusion import fuse_
 from astrai_core.model.lora import merge_lora
 from astrai_core.model.quantization import Scheme, described_scheme, quantize_
 from astrai_core.model.weights import weight_files
+from astrai_serve.engine.machine import available_memory
 
 Wish = Literal["auto", "float32", "bfloat16"]
 Weights = Literal["auto", "fp32", "bf16", "w8a8", "int8", "int4"]
 
 _DTYPES: dict[str, Wish] = {"fp32": "float32", "bf16": "bfloat16"}
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_MEMORY = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +107,7 @@ class ModelSource:
     @property
     def num_parameters(self) -> int:
         """Numbers the model is made of; a tied matrix counts once."""
-        with torch.device("meta"):
-            return sum(weight.numel() for weight in Transformer(self.config).parameters())
+        return self._sizes[0]
 
     def describe(self) -> str:
         """Say what loading will take.
@@ -114,12 +115,12 @@ class ModelSource:
         Raises:
             MemoryError: more than there is.
         """
-        needed = self._num_bytes
+        num_parameters, needed = self._sizes
         kind = dtype_name(self.dtype) if self.scheme is None else f"{self.scheme} weights"
-        told = f"{amount(self.num_parameters)} parameters, {_size(needed)} in {kind}"
+        told = f"{amount(num_parameters)} parameters, {_size(needed)} in {kind}"
         if self.dtype is torch.float32 and self.scheme is None:
             told += f" ({_size(needed // 2)} in bfloat16)"
-        available = _available_memory()
+        available = available_memory()
         if available is None:
             return told
         if needed > available:
@@ -134,7 +135,8 @@ class ModelSource:
         Raises:
             ValueError: a file is missing or wrong; the message says which.
         """
-        return fuse_(self._load())
+        with large_blocks_returned():
+            return fuse_(self._load())
 
     def _load(self) -> Transformer:
         if not self.is_random and self.adapter is None:
@@ -151,14 +153,16 @@ class ModelSource:
             quantize_(model, self.scheme)
         return model.eval()
 
-    @property
-    def _num_bytes(self) -> int:
-        """Memory of the weights, as they will lie there."""
+    @cached_property
+    def _sizes(self) -> tuple[int, int]:
+        """Numbers the model is made of, and the memory of its weights as they will lie there."""
         with torch.device("meta"):
             model = Transformer(self.config).to(self.dtype)
+            num_parameters = sum(weight.numel() for weight in model.parameters())
             if self.scheme is not None:
                 quantize_(model, self.scheme)
-        return sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        num_bytes = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        return num_parameters, num_bytes
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -236,12 +240,3 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or not a safetensors file ({error})") from error
     raise ValueError(f"{file} holds no weights in float32, bfloat16 or float16")
-
-
-def _available_memory() -> int | None:
-    """Bytes that can be had, where the system tells."""
-    if not _MEMORY.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines())
-    kilobytes = (lines.get(name, "0").split()[0] for name in ("MemAvailable", "SwapFree"))
-    return sum(map(int, kilobytes)) * 1024

@@ -89,7 +89,8 @@ def assign_weights(
 
     Args:
         module: takes the tensors, often built on the meta device.
-        tensors: names, as `module.state_dict()` has them, and values.
+        tensors: names, as `module.state_dict()` has them, and values, which the module keeps where
+            they are of the right type: they are its own from now on.
         source: named in errors.
         dtype: type of floating-point weights; None keeps the file's, the widest where they differ.
             Buffers keep the type that the module gives them.
@@ -117,7 +118,7 @@ def assign_weights(
         target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         if name not in parameters:
             target = state[name].dtype
-        found[name] = tensor.to(target, copy=True)
+        found[name] = tensor.to(target)
     missing = sorted(wanted.keys() - found.keys())
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

@@ -1,9 +1,7 @@
 """One line in the log for each request: who, what, how long, how many tokens. Never its text."""
 
-import json
 import logging
 import time
-from datetime import UTC, datetime
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,7 +10,6 @@ from astrai_serve.api.auth import client_of
 from astrai_serve.api.settings import ServerSettings
 
 logger = logging.getLogger("astrai_serve.requests")
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
 class RequestLog:
@@ -59,36 +56,3 @@ class RequestLog:
                 **known,
             }
             logger.info("request", extra=fields)
-
-
-class JsonFormatter(logging.Formatter):
-    """Each record as a JSON object on a line of its own."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Write a record with the fields that came with it."""
-        fields: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **_extra(record),
-        }
-        if record.exc_info:
-            fields["error"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=True, default=str)
-
-
-class TextFormatter(logging.Formatter):
-    """Level, logger and message, then the fields that came with it as key=value."""
-
-    def __init__(self) -> None:
-        super().__init__("%(levelname)s %(name)s: %(message)s")
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Write a record."""
-        told = [f"{key}={value!s}" for key, value in _extra(record).items()]
-        return " ".join([super().format(record), *(text.replace("\n", " ") for text in told)])
-
-
-def _extra(record: logging.LogRecord) -> dict[str, object]:
-    return {key: value for key, value in vars(record).items() if key not in _STANDARD}

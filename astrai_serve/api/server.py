@@ -1,4 +1,4 @@
-"""The process side of serving: the port, the signals, the end.
+"""The process side of serving: the signals, the end.
 
 Ctrl-C ends everything at once: clients that still read get an error in their stream, and the
 process exits with 0, for that is how one ends a server. SIGTERM takes no new work, gives the
@@ -6,7 +6,6 @@ answers under way some seconds, then does the same. A second signal does not wai
 """
 
 import asyncio
-import errno
 import logging
 import signal
 import socket
@@ -23,34 +22,6 @@ from astrai_serve.api.shutdown import Shutdown
 
 # for clients to take their last event, and for a step under way to end
 _LAST_SECONDS = 2
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Take a port, before anything slow is done; nobody can connect until the server runs.
-
-    Raises:
-        ValueError: the address is in use or not of this machine.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise ValueError(f"host {host} cannot be resolved: {error}") from None
-    # for a name with both, as localhost: more clients try IPv4
-    family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise ValueError(_no_port(host, port, error)) from None
-    return listener
-
-
-def _no_port(host: str, port: int, error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use; stop what uses it or choose another --port"
-    return f"cannot listen on {host} port {port}: {error}"
 
 
 class _Server(uvicorn.Server):
@@ -108,6 +79,7 @@ def run_server(
     *,
     drain_seconds: float = 10.0,
     tls: tuple[Path, Path | None] | None = None,
+    before_ready: Callable[[], object] | None = None,
     on_ready: Callable[[], None] | None = None,
 ) -> None:
     """Serve until a signal comes, then close the engine.
@@ -118,12 +90,14 @@ def run_server(
         listener: a bound socket.
         drain_seconds: after SIGTERM, answers under way may go on for so long.
         tls: files of a certificate with its chain, and of its key, in PEM.
+        before_ready: called when all is built, before clients can connect; what it raises ends it.
         on_ready: called when clients can connect.
     """
     shutdown = Shutdown()
     certificate, key = tls or (None, None)
+    app = create_app(engine, settings, shutdown)
     config = uvicorn.Config(
-        create_app(engine, settings, shutdown),
+        app,
         log_config=None,
         access_log=False,  # RequestLog tells more
         ssl_certfile=certificate,
@@ -135,6 +109,7 @@ def run_server(
         timeout_graceful_shutdown=round(drain_seconds) + _LAST_SECONDS,
     )
     try:
+        (before_ready or _nothing)()
         _Server(config, shutdown, drain_seconds, on_ready or _nothing).run([listener])
     finally:
         engine.close(_LAST_SECONDS)  # a forced end leaves the lifespan out

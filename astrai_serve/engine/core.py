@@ -8,7 +8,7 @@ import logging
 import operator
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -137,10 +137,11 @@ class EngineCore:
         """Whether a step has anything to do."""
         return self.scheduler.has_tasks
 
-    def warm_up(self) -> None:
-        """Begin with what would hold a step up later; returns at once."""
+    def idle_work(self) -> Iterator[None]:
+        """What would hold a step up later, and is better done while there are none."""
         if self._grammars is not None:
             self._grammars.warm_up()
+        yield
 
     def matcher_of(self, params: SamplingParams) -> Matcher | None:
         """Compile what the parameters say of the output's form; any thread may, and waits for it.

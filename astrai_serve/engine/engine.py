@@ -10,6 +10,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
@@ -28,6 +29,9 @@ from astrai_serve.engine.task import EngineClosedError, QueueFullError, Task, Ta
 from astrai_serve.engine.tuning import is_native, use_threads
 
 logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 1.0
+"""After so long without work, what has waited for such a time is done."""
 
 
 class InferenceEngine(GenerationEngine):
@@ -55,7 +59,8 @@ class InferenceEngine(GenerationEngine):
             core = EngineCore.of_model(model, tokenizer, self.config)
         self._core = core
         self._is_native = model is not None and is_native(model)
-        core.warm_up()
+        self._threads = self.config.num_threads or torch.get_num_threads()
+        self._idle_work: deque[Iterator[None]] = deque([core.idle_work()])  # the thread's own
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._lock = threading.Lock()  # guards the next three, and the order of task ids
         self._open: dict[int, tuple[Task, TaskStream]] = {}
@@ -236,6 +241,19 @@ class InferenceEngine(GenerationEngine):
             self._commands.put(drop)
         done.result()
 
+    def when_idle(self, work: Iterator[None]) -> None:
+        """Have work done by the engine's thread while there are no tasks, a piece for each `next`.
+
+        A task that comes waits for the piece under way. Work that fails is told to the log and
+        dropped, for the engine can do without.
+        """
+        self._commands.put(lambda: self._idle_work.append(work))
+
+    def use_threads(self, threads: int) -> None:
+        """Compute the steps to come on so many threads; for work that is done while idle."""
+        assert threading.current_thread() is self._thread, "only between steps"
+        self._threads = threads
+
     def stats(self) -> dict[str, int | float]:
         """Counts since the start, and how things stand; any thread may ask."""
         return {**self._core.stats(), "num_open": len(self._open), "step_age": self.step_age}
@@ -328,7 +346,7 @@ class InferenceEngine(GenerationEngine):
 
     def _run(self) -> None:
         try:
-            use_threads(self.config.num_threads or torch.get_num_threads(), self._is_native)
+            use_threads(self._threads, self._is_native)
             while not self._stopping:
                 self._obey()
                 if self._core.has_tasks and not self._stopping:
@@ -363,13 +381,34 @@ class InferenceEngine(GenerationEngine):
     def _obey(self) -> None:
         """Carry out all commands; sleep until there is one if there is nothing else to do."""
         if not self._core.has_tasks:
-            self._commands.get()()
+            self._next_command()()
         while True:
             try:
                 command = self._commands.get_nowait()
             except Empty:
                 return
             command()
+
+    def _next_command(self) -> Callable[[], None]:
+        """Wait for a command; while none comes, do what has waited for that, piece by piece."""
+        began = False
+        try:
+            while self._idle_work:
+                try:
+                    return self._commands.get(timeout=0 if began else IDLE_SECONDS)
+                except Empty:
+                    began = True
+                try:
+                    next(self._idle_work[0])
+                except StopIteration:
+                    self._idle_work.popleft()
+                except Exception:
+                    logger.exception("work that was done while idle has failed")
+                    self._idle_work.popleft()
+        finally:
+            if began:
+                use_threads(self._threads, self._is_native)
+        return self._commands.get()
 
     def _deliver(self, events: list[tuple[int, TaskEvent]]) -> None:
         with self._lock:

@@ -13,6 +13,7 @@ import torch
 
 from astrai_core.generation import Completion, FinishReason, GenerationEngine, SamplingParams
 from astrai_core.model import AutoModel, Transformer
+from astrai_core.model.allocator import large_blocks_returned
 from astrai_core.model.fusion import fuse_
 from astrai_core.model.lora import merge_lora
 from astrai_core.model.quantization import Scheme
@@ -172,9 +173,10 @@ def load(
     if isinstance(model, Transformer):
         return model, tokenizer
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
-    model = AutoModel.from_pretrained(model, dtype, weights)
-    merge_lora(model)
-    return fuse_(model), tokenizer
+    with large_blocks_returned():
+        model = AutoModel.from_pretrained(model, dtype, weights)
+        merge_lora(model)
+        return fuse_(model), tokenizer
 
 
 def default_params(model: str | Path | Transformer) -> SamplingParams:

@@ -1,8 +1,7 @@
 """A few steps of a model, timed on several counts of threads."""
 
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -44,7 +43,7 @@ class Samples:
     shares: list[float] = field(default_factory=list[float])
     """For what part of each step on one thread that thread had a core."""
     seconds: float = 0.0
-    """Of the whole measurement."""
+    """Of all steps together, without what was done between them."""
 
 
 class Steps(Protocol):
@@ -118,56 +117,38 @@ class StepProbe:
         return Executor(model, storage)
 
 
-def measure(
+def measuring(
     steps: Steps,
     counts: Sequence[int],
     use_threads: Callable[[int], None],
+    samples: Samples,
     clocks: Clocks | None = None,
-) -> Samples:
-    """Time each kind of step on each count of threads, round after round.
+) -> Iterator[None]:
+    """Time each kind of step on each count of threads, round after round; a step for each `next`.
 
     A round tries all counts, so that whoever disturbs it disturbs all. The first round is not
-    counted where others follow: it pays for what is allocated and started. It runs in a thread of
-    its own, for the thread that asks must not keep a pool of threads that spins beside the
-    engine's. What it raises is raised here.
+    counted where others follow: it pays for what is allocated and started. Between two steps other
+    work may be done, on any count of threads: the count is set anew before each step.
+
+    Args:
+        steps: what is timed.
+        counts: of threads.
+        use_threads: sets how many compute.
+        samples: takes the times, those of whole rounds.
+        clocks: what times the steps; tests pass their own.
     """
-    samples, errors = Samples(), list[BaseException]()
-
-    def run() -> None:
-        before = torch.get_num_threads()
-        try:
-            _measure(steps, counts, use_threads, clocks or Clocks(), samples)
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            torch.set_num_threads(before)  # threads to come begin with what was set last
-
-    thread = threading.Thread(target=run, name="astrai-probe")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return samples
-
-
-def _measure(
-    steps: Steps,
-    counts: Sequence[int],
-    use_threads: Callable[[int], None],
-    clocks: Clocks,
-    samples: Samples,
-) -> None:
+    clocks = clocks or Clocks()
     use_threads(max(counts))
     steps.run(steps.KINDS[0])  # pays for what is compiled, which says nothing of later steps
-    began = clocks.wall()
+    yield
     rounds: list[dict[int, list[float]]] = []
     while len(rounds) <= _MOST_ROUNDS:
-        spent = clocks.wall() - began
-        if len(rounds) > _LEAST_ROUNDS and spent > ENOUGH_SECONDS:
+        if len(rounds) > _LEAST_ROUNDS and samples.seconds > ENOUGH_SECONDS:
             break
         shares: list[float] = []
-        one = _round(steps, counts, use_threads, clocks, began, shares)
-        if one is None:
+        one: dict[int, list[float]] = {}
+        yield from _round(steps, counts, use_threads, clocks, samples, one, shares)
+        if len(one) < len(counts) or any(len(row) < len(steps.KINDS) for row in one.values()):
             break
         if len(rounds) == 1:  # the first one was for warming up
             samples.shares.clear()
@@ -178,7 +159,6 @@ def _measure(
             columns = samples.times.setdefault(threads, [[] for _ in row])
             for column, seconds in zip(columns, row, strict=True):
                 column.append(seconds)
-    samples.seconds = clocks.wall() - began
 
 
 def _round(
@@ -186,27 +166,29 @@ def _round(
     counts: Sequence[int],
     use_threads: Callable[[int], None],
     clocks: Clocks,
-    began: float,
+    samples: Samples,
+    times: dict[int, list[float]],
     shares: list[float],
-) -> dict[int, list[float]] | None:
-    """Seconds of each kind of step by count of threads; None where time was over before its end."""
-    times: dict[int, list[float]] = {}
+) -> Iterator[None]:
+    """Add the seconds of each kind of step by count of threads, until time is over."""
     for threads in sorted(counts, reverse=True):
-        use_threads(threads)
-        first = clocks.wall()
-        steps.run(steps.KINDS[0])  # not counted: the threads of a new count are started in it
-        if clocks.wall() - first > SLOW_SECONDS:
-            return None
-        for kind in steps.KINDS:
+        # the first one is not counted: the threads of a new count are started in it
+        for place, kind in enumerate((steps.KINDS[0], *steps.KINDS)):
+            if samples.seconds > LIMIT_SECONDS:
+                return
+            use_threads(threads)
             wall, own = clocks.wall(), clocks.thread()
-            if wall - began > LIMIT_SECONDS:
-                return None
             steps.run(kind)
             seconds = clocks.wall() - wall
-            times.setdefault(threads, []).append(seconds)
-            if threads == 1:
-                shares.append((clocks.thread() - own) / seconds if seconds > 0 else 1.0)
-    return times
+            samples.seconds += seconds
+            if place == 0:
+                if seconds > SLOW_SECONDS:
+                    return
+            else:
+                times.setdefault(threads, []).append(seconds)
+                if threads == 1:
+                    shares.append((clocks.thread() - own) / seconds if seconds > 0 else 1.0)
+            yield
 
 
 def _task(task_id: int, num_tokens: int, vocab_size: int) -> Task:

@@ -3,15 +3,16 @@
 Two pools of threads on the same cores take them from each other: each spins for a while when its
 loop is over, and the other's next loop waits until the scheduler steps in, milliseconds later.
 
-How many threads are best depends on the model, the kernels and the cores, so it is measured at the
-first start with a model on a machine, and kept for the later ones. Three steps stand for what a
-server does: a token of one task, a token of several tasks, and a piece of a prompt.
+How many threads are best depends on the model, the kernels and the cores, so it is measured once
+with a model on a machine, while the engine has nothing else to do, and kept for later starts; until
+then, each physical core has one. Three steps stand for what a server does: a token of one task, a
+token of several tasks, and a piece of a prompt.
 """
 
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
@@ -24,7 +25,7 @@ from astrai_serve.engine import tuning_cache
 from astrai_serve.engine.config import EngineConfig
 from astrai_serve.engine.machine import Cores, cores, processor
 from astrai_serve.engine.native_attention import why_not_native
-from astrai_serve.engine.step_probe import Clocks, Samples, StepProbe, measure
+from astrai_serve.engine.step_probe import Clocks, Samples, StepProbe, measuring
 
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 NEARLY = 1.03
@@ -45,6 +46,8 @@ class ThreadChoice:
     """In words, for people."""
     speeds: Mapping[int, tuple[float, float, float]]
     """For each count that was tried, tokens/s of one task, of several and of a prompt."""
+    is_guess: bool = False
+    """Nobody asked for it, and it has not been measured: `measured_threads` would."""
 
     def __str__(self) -> str:
         told = [
@@ -119,19 +122,14 @@ def why_unsound(samples: Samples) -> str | None:
 
 
 def choose_threads(
-    model: Transformer,
-    config: EngineConfig,
-    *,
-    machine: Cores | None = None,
-    clocks: Clocks | None = None,
+    model: Transformer, config: EngineConfig, *, machine: Cores | None = None
 ) -> ThreadChoice:
-    """Take what was asked for, what was measured before, or measure.
+    """Take what was asked for, what was measured before, or guess.
 
     Args:
         model: as it will run, in evaluation mode.
         config: the engine's settings.
         machine: its cores; None looks at this one.
-        clocks: what times the steps; tests pass their own.
     """
     if config.num_threads is not None:
         return ThreadChoice(threads=config.num_threads, why="as asked for", speeds={})
@@ -145,21 +143,48 @@ def choose_threads(
     if model.device.type != "cpu" or len(counts) == 1:
         why = "all there are" if len(counts) == 1 else "PyTorch's choice beside a GPU"
         return ThreadChoice(threads=default, why=why, speeds={})
+    kept = _sound(tuning_cache.read(_facts(model, config, machine)), counts)
+    if kept is None:
+        threads = min(machine.physical, machine.most)
+        why = "one a core, until it is measured what is best"
+        return ThreadChoice(threads=threads, why=why, speeds={}, is_guess=True)
+    threads, times = kept
+    why = f"the best of up to {machine.most}, measured at an earlier start"
+    return ThreadChoice(threads=threads, why=why, speeds=StepProbe(model, config).speeds(times))
+
+
+def measured_threads(
+    model: Transformer,
+    config: EngineConfig,
+    *,
+    machine: Cores | None = None,
+    clocks: Clocks | None = None,
+) -> Generator[None, None, ThreadChoice]:
+    """Measure how many threads are best and keep it for later starts; a step for each `next`.
+
+    The steps are computed in the thread that asks, which is the engine's: another one would keep a
+    pool of threads that spins beside the engine's. How many threads compute is not as before then.
+
+    Args:
+        model: as it runs, in evaluation mode.
+        config: the engine's settings as `choose_threads` had them.
+        machine: its cores; None looks at this one.
+        clocks: what times the steps; tests pass their own.
+
+    Returns:
+        The best count, or again a guess where the times say nothing.
+    """
+    machine = machine or cores()
+    counts, native, samples = candidates(machine), is_native(model), Samples()
     probe = StepProbe(model, config)
-    facts = _facts(model, config, machine)
-    kept = _sound(tuning_cache.read(facts), counts)
-    if kept is not None:
-        threads, times = kept
-        why = f"the best of up to {machine.most}, measured at an earlier start"
-        return ThreadChoice(threads=threads, why=why, speeds=probe.speeds(times))
-    native = is_native(model)
-    samples = measure(probe, counts, lambda threads: use_threads(threads, native), clocks)
+    yield from measuring(probe, counts, lambda n: use_threads(n, native), samples, clocks)
     if (unsound := why_unsound(samples)) is not None:
-        why = f"PyTorch's choice, for {unsound}"
-        return ThreadChoice(threads=default, why=why, speeds={})
+        threads, why = min(machine.physical, machine.most), f"one a core, for {unsound}"
+        return ThreadChoice(threads=threads, why=why, speeds={}, is_guess=True)
     times = {n: [min(seconds) for seconds in row] for n, row in samples.times.items()}
     threads = best(times)
-    tuning_cache.write(facts, {"threads": threads, "times": {str(n): t for n, t in times.items()}})
+    result = {"threads": threads, "times": {str(n): row for n, row in times.items()}}
+    tuning_cache.write(_facts(model, config, machine), result)
     why = f"the best of up to {machine.most}, measured in {samples.seconds:.1f} s"
     return ThreadChoice(threads=threads, why=why, speeds=probe.speeds(times))
 

@@ -55,15 +55,13 @@ def test_what_is_asked_for_is_what_is_loaded(tmp_path):
 
 
 def test_the_memory_is_said_before_it_is_taken(tmp_path, monkeypatch):
-    memory = tmp_path / "meminfo"
-    memory.write_text("MemTotal: 99 kB\nMemAvailable: 2000 kB\nSwapFree: 1000 kB\n")
-    monkeypatch.setattr(astrai_serve.model_source, "_MEMORY", memory)
+    monkeypatch.setattr(astrai_serve.model_source, "available_memory", lambda: 3_100_000)
     source = ModelSource.find(write(tmp_path / "m", torch.float32), "auto", is_random=False)
     assert source.num_parameters == NUM_PARAMETERS
     told = source.describe()
     assert f"{NUM_PARAMETERS / 1000:.3g}k parameters" in told
     assert "3.1 MB of memory are free" in told
-    memory.write_text("MemAvailable: 10 kB\n")
+    monkeypatch.setattr(astrai_serve.model_source, "available_memory", lambda: 10_000)
     with pytest.raises(MemoryError, match=r"only 0\.0 MB are free; --dtype bfloat16"):
         source.describe()
 

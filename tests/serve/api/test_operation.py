@@ -10,8 +10,8 @@ import httpx2
 import openai
 import pytest
 
-from astrai_serve.api.request_log import JsonFormatter, TextFormatter
 from astrai_serve.engine import EngineConfig
+from astrai_serve.log_format import JsonFormatter, TextFormatter
 
 HI: Any = [{"role": "user", "content": "hi"}]
 SECRET = "nobody-reads-this-in-a-log"

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from astrai_core.generation import SamplingParams, Structure
 from astrai_serve.engine import (
@@ -15,6 +16,7 @@ from astrai_serve.engine import (
     QueueFullError,
     RefusedError,
 )
+from astrai_serve.engine import engine as engine_module
 from astrai_serve.engine.core import EngineCore
 from astrai_serve.engine.kv_cache import KVCache
 from astrai_serve.engine.scheduler import InferenceScheduler
@@ -254,3 +256,57 @@ def test_a_failed_detokenizer_ends_its_own_task_only():
     assert engine.healthy
     assert engine.generate([[30]], few())[0].text == "aaa"
     engine.close()
+
+
+def test_idle_work_is_done_in_pieces_and_gives_way_to_tasks(engine, monkeypatch):
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.05)
+    threads, pieces, hold = [], [], threading.Event()
+
+    def work():
+        for piece in range(4):
+            threads.append(threading.current_thread().name)
+            pieces.append(piece)
+            if piece == 1:
+                assert hold.wait(20)
+            yield
+
+    engine.when_idle(work())
+    wait(lambda: len(pieces) == 2)  # the second piece is under way
+    stream = engine.submit([1], few())
+    hold.set()
+    assert [i for event in stream for i in event.token_ids] == [2, 3, 4]
+    assert len(pieces) == 2, "the answer came first"
+    wait(lambda: len(pieces) == 4)
+    assert set(threads) == {"astrai-engine"}
+
+
+def test_idle_work_changes_the_threads_of_the_steps_to_come_at_its_end_only(engine, monkeypatch):
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.0)
+    used: list[int] = []
+    monkeypatch.setattr(engine_module, "use_threads", lambda threads, native: used.append(threads))
+    usual = torch.get_num_threads()
+
+    def work():
+        engine.submit([1], few())
+        yield
+        engine.use_threads(usual + 1)
+        yield
+
+    engine.when_idle(work())
+    wait(lambda: used[-1:] == [usual + 1])
+    assert used[0] == usual
+    with pytest.raises(AssertionError, match="only between steps"):
+        engine.use_threads(1)
+
+
+def test_idle_work_that_fails_is_told_and_the_engine_goes_on(engine, monkeypatch, caplog):
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.0)
+
+    def work():
+        yield
+        raise ArithmeticError("in vain")
+
+    engine.when_idle(work())
+    wait(lambda: "in vain" in caplog.text)
+    assert engine.generate([[1]], few())[0].token_ids == (2, 3, 4)
+    assert engine.healthy

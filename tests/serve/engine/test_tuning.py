@@ -25,8 +25,15 @@ from astrai_serve.engine.core import EngineCore
 from astrai_serve.engine.machine import Cores, available_memory, cores
 from astrai_serve.engine.native_attention import why_not_native
 from astrai_serve.engine.page_budget import RESERVE, SMALLEST, choose_pages
-from astrai_serve.engine.step_probe import LIMIT_SECONDS, Clocks, Samples, StepProbe, measure
-from astrai_serve.engine.tuning import best, candidates, choose_threads, is_native, why_unsound
+from astrai_serve.engine.step_probe import LIMIT_SECONDS, Clocks, Samples, StepProbe, measuring
+from astrai_serve.engine.tuning import (
+    best,
+    candidates,
+    choose_threads,
+    is_native,
+    measured_threads,
+    why_unsound,
+)
 
 MB = 10**6
 
@@ -57,8 +64,20 @@ class FakeSteps:
         self.own += took * self.share
 
     def measure(self):
-        clocks = Clocks(wall=lambda: self.now, thread=lambda: self.own)
-        return measure(self, list(self.seconds), self.use, clocks)
+        return sampled(self, list(self.seconds), self.use, self.clocks)
+
+    @property
+    def clocks(self):
+        return Clocks(wall=lambda: self.now, thread=lambda: self.own)
+
+
+def sampled(*arguments):
+    """Measure without a pause."""
+    steps, counts, use_threads, *clocks = arguments
+    samples = Samples()
+    for _ in measuring(steps, counts, use_threads, samples, *clocks):
+        pass
+    return samples
 
 
 @pytest.mark.parametrize(
@@ -137,10 +156,18 @@ def test_what_goes_wrong_in_the_probe_is_raised_to_the_caller():
         def run(self, kind):
             raise ZeroDivisionError
 
-    before = torch.get_num_threads()
     with pytest.raises(ZeroDivisionError):
         Broken({1: (1, 1, 1), 2: (1, 1, 1)}).measure()
-    assert torch.get_num_threads() == before
+
+
+def test_what_is_done_between_two_steps_changes_nothing_of_the_times():
+    steps = FakeSteps({1: (0.01, 0.02, 0.1), 2: (0.006, 0.01, 0.05)})
+    alone, samples = steps.measure(), Samples()
+    for _ in measuring(steps, [1, 2], steps.use, samples, steps.clocks):
+        steps.use(1)  # the engine's own count, for tasks that take an hour
+        steps.now += 3600
+    assert samples.seconds == pytest.approx(alone.seconds)
+    assert samples.times[2] == [pytest.approx(row) for row in alone.times[2]]
 
 
 @pytest.fixture
@@ -163,16 +190,35 @@ def probes(monkeypatch):
     """Steps on two threads take half the time; each measurement is noted."""
     made: list[FakeSteps] = []
 
-    def fake(steps, counts, use_threads, clocks):
-        made.append(FakeSteps({n: (0.01 / n, 0.02 / n, 0.04 / n) for n in counts}))
-        return made[-1].measure()
+    def fake(steps, counts, use_threads, samples, clocks):
+        fakes = FakeSteps({n: (0.01 / n, 0.02 / n, 0.04 / n) for n in counts})
+        made.append(fakes)
+        return measuring(fakes, counts, fakes.use, samples, fakes.clocks)
 
-    monkeypatch.setattr(tuning, "measure", fake)
+    monkeypatch.setattr(tuning, "measuring", fake)
     return made
 
 
-def choose(model, **settings):
-    return choose_threads(model, EngineConfig(**settings), machine=cores_of(2))
+def choose(model, machine=None, **settings):
+    """What a server computes on when it has been idle for a while."""
+    config, machine = EngineConfig(**settings), machine or cores_of(2)
+    choice = choose_threads(model, config, machine=machine)
+    if not choice.is_guess:
+        return choice
+    work = measured_threads(model, config, machine=machine)
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
+def test_before_anything_is_measured_each_physical_core_has_a_thread(model, cache, probes):
+    choice = choose_threads(model, EngineConfig(), machine=cores_of(8, physical=4))
+    assert (choice.threads, choice.is_guess) == (4, True)
+    limited = choose_threads(model, EngineConfig(), machine=cores_of(8, physical=4, quota=2.5))
+    assert limited.threads == 2
+    assert not probes
 
 
 def test_the_second_start_reads_what_the_first_one_measured(model, cache, probes):
@@ -187,8 +233,8 @@ def test_the_second_start_reads_what_the_first_one_measured(model, cache, probes
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     choose(model, max_context=32)
-    choose_threads(model.bfloat16(), EngineConfig(), machine=cores_of(2))
-    choose_threads(model, EngineConfig(), machine=cores_of(2, quota=2.0))
+    choose(model.bfloat16())
+    choose(model, cores_of(2, quota=2.0))
     assert len(probes) == 4  # of another context, precision and quota nothing was known
 
 
@@ -270,16 +316,24 @@ def test_what_was_asked_for_is_not_measured(model, cache, probes, monkeypatch):
 
 def test_nothing_is_kept_of_a_busy_machine(model, cache, monkeypatch):
     busy = FakeSteps({1: (0.01, 0.02, 0.1), 2: (0.01, 0.02, 0.1)}, share=0.5)
-    monkeypatch.setattr(tuning, "measure", lambda *_: busy.measure())
+    monkeypatch.setattr(
+        tuning,
+        "measuring",
+        lambda _, counts, use, samples, clocks: measuring(
+            busy, counts, busy.use, samples, busy.clocks
+        ),
+    )
     choice = choose(model)
-    assert choice.threads == min(torch.get_num_threads(), 2)
+    assert (choice.threads, choice.is_guess) == (2, True)
     assert "busy" in choice.why
     assert list(cache.iterdir()) == []
 
 
 def test_the_steps_of_a_real_model_run(model):
     probe = StepProbe(model, EngineConfig(page_size=4, max_running_tasks=3))
-    samples = measure(probe, [1, 2], torch.set_num_threads)
+    before = torch.get_num_threads()
+    samples = sampled(probe, [1, 2], torch.set_num_threads)
+    torch.set_num_threads(before)
     assert samples.times.keys() == {1, 2}
     assert all(min(times) > 0 for row in samples.times.values() for times in row)
     assert probe.speeds({1: (0.5, 0.5, 0.5)}) == {1: (2, 6, 128)}
@@ -415,8 +469,8 @@ main()
 """
 
 
-def report_of_a_start(folder, cache):
-    """Start a server as a user does, and end it once it is ready."""
+def report_of_a_start(folder, cache, last):
+    """Start a server as a user does, and end it once it has said its last word."""
     environment = {k: v for k, v in os.environ.items() if k != tuning.THREADS_VARIABLE}
     process = subprocess.Popen(
         [sys.executable, "-c", START, "--model", folder, "--port", "0"],
@@ -430,7 +484,7 @@ def report_of_a_start(folder, cache):
     with process.stdout:
         for line in process.stdout:
             lines.append(line)
-            if line.startswith("  stop "):
+            if last in line:
                 break
         process.kill()
         process.wait()
@@ -438,22 +492,22 @@ def report_of_a_start(folder, cache):
 
 
 @pytest.mark.skipif(cores().most == 1, reason="with one core there is nothing to choose")
-def test_a_server_measures_at_its_first_start_and_reads_at_the_next(model, tmp_path):
+def test_a_server_measures_while_it_is_idle_and_reads_at_the_next_start(model, tmp_path):
     AutoModel.save_pretrained(Transformer(replace(model.config, vocab_size=300)), tmp_path / "m")
     AutoTokenizer.train(["hello 你好"] * 9, 300).save_pretrained(tmp_path / "m")
     (tmp_path / "cache/astrai").mkdir(parents=True)
     # what is compiled for this machine need not be compiled again
     (tmp_path / "cache/astrai/kernels").symlink_to(private_cache("kernels"))
-    first = report_of_a_start(tmp_path / "m", tmp_path / "cache")
-    assert "measured in" in first, first
+    first = report_of_a_start(tmp_path / "m", tmp_path / "cache", "measured in")
+    assert "until it is measured" in first, first
     assert "32 full contexts, all that can run" in first
     (file,) = Path(tmp_path / "cache/astrai/tuning").iterdir()
     kept = json.loads(file.read_text())["result"]
-    second = report_of_a_start(tmp_path / "m", tmp_path / "cache")
+    second = report_of_a_start(tmp_path / "m", tmp_path / "cache", "  stop ")
     assert "measured at an earlier start" in second, second
     assert f"  threads   {kept['threads']}, " in second
     file.write_text(file.read_text()[:100])
-    third = report_of_a_start(tmp_path / "m", tmp_path / "cache")
+    third = report_of_a_start(tmp_path / "m", tmp_path / "cache", "measured in")
     assert "a kept choice of threads is ignored" in third, third
     assert "measured in" in third
     assert json.loads(file.read_text())["facts"]

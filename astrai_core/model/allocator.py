@@ -1,0 +1,33 @@
+"""The C library's allocator while weights are read: what is freed goes back to the system.
+
+glibc takes blocks of up to 32 MB from its heap once larger ones have been freed, and a heap shrinks
+at its end only. While a model is read, its matrices are copied once or twice, joined and packed,
+and the holes that their first forms leave would stay with the process: a third of the weights.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_OWN_MAPPING = 256 * 1024
+"""Bytes from which a block is a mapping of its own meanwhile: all of a model but its vectors."""
+_LARGEST = 32 * 1024 * 1024
+"""What glibc's threshold grows to by itself; for steps, whose buffers are worth keeping."""
+
+
+@contextmanager
+def large_blocks_returned() -> Iterator[None]:
+    """Give freed matrices back at once, in all threads; where there is no glibc, change nothing."""
+    library = ctypes.CDLL(None)
+    # others, musl and macOS's among them, have neither this problem nor these two
+    if not hasattr(library, "mallopt") or not hasattr(library, "malloc_trim"):
+        yield
+        return
+    library.mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING)
+    try:
+        yield
+    finally:
+        library.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
+        library.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST)
+        library.malloc_trim(0)
