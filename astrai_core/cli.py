@@ -4,13 +4,14 @@ Here options become calls; the work itself stands in a file of its own for each 
 only when it is asked for, so that help and errors come at once.
 """
 
+import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from astrai_core.command_line import CommandLineError, parse_one
+from astrai_core.command_line import CommandLineError, parse_one, told
 
 PROGRAM = "astrai-model"
 
@@ -121,7 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0 if given else 2)
     command, *rest = given
     if command not in _COMMANDS:
-        _fail(f"{command} is not a command; there are {', '.join(_COMMANDS)}", status=2)
+        near = difflib.get_close_matches(command, _COMMANDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        _fail(f"{command} is not a command{hint}; there are {', '.join(_COMMANDS)}", status=2)
     options_type, run = _COMMANDS[command]
     try:
         options = parse_one(rest, f"{PROGRAM} {command}", options_type, operand="folder")
@@ -130,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         print(run(options))
     except (ValueError, OSError) as error:
-        _fail(str(error), status=1)
+        _fail(told(error), status=1)
 
 
 def _help() -> str:

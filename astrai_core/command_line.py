@@ -5,14 +5,19 @@ values that follow its name. What is wrong is said in one line that names the op
 the way out.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import errno
+import importlib.metadata
 import json
+import os
 import re
+import sys
 import types
 import typing
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -23,6 +28,7 @@ First = TypeVar("First")
 Second = TypeVar("Second")
 
 _KEY = re.compile(r'Parser key "(\w+)"')
+_REQUIREMENT = re.compile(r"([\w.-]+).*; extra == .(\w+)")
 _VALUE = re.compile(r"(?:Got value|Given value): (.*)")
 _WORDS = {
     int: "a whole number",
@@ -30,6 +36,19 @@ _WORDS = {
     str: "text",
     Path: "a path",
     bool: "true, false",
+}
+_NEXT = {
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EDQUOT: "free some space and run the same command again",
+    errno.ENOMEM: "close other programs, or take a smaller model",
+    errno.EFBIG: "raise the limit (ulimit -f) and run the same command again",
+    errno.EACCES: "choose another place, or become its owner",
+    errno.EPERM: "choose another place, or become its owner",
+    errno.EROFS: "choose another place",
+    errno.EEXIST: "a file has the name of a folder; choose another place",
+    errno.ENOTDIR: "a file has the name of a folder; choose another place",
+    errno.EISDIR: "name a file",
+    errno.ENOENT: "check the path",
 }
 
 
@@ -91,6 +110,45 @@ def parse_one(
         CommandLineError: an option is unknown, missing or has no such value.
     """
     return parse(arguments, program, options, _Nothing, operand)[0]
+
+
+def told(error: BaseException) -> str:
+    """What to tell the user: one line, which for errors of the system names file and way out."""
+    if isinstance(error, OSError) and error.errno in _NEXT:
+        # of a copy the second name is the one that is written; what HDF5 adds is of use to nobody
+        file = error.filename2 or error.filename
+        reason = os.strerror(error.errno)
+        return f"{f'{file}: {reason}' if file else reason}; {_NEXT[error.errno]}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def needs_extra(program: str, extra: str) -> Iterator[None]:
+    """End the program in one line if a package is missing that an extra of ours brings.
+
+    Args:
+        program: named in the line.
+        extra: the one to install, where several bring the package.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        extras = _extras_with(package)
+        if not extras:
+            raise
+        chosen = extra if extra in extras else extras[0]
+        sys.stderr.write(
+            f"{program}: the package {package} is not installed; install what this command needs: "
+            f"pip install 'astrai[{chosen}]'\n"
+        )
+        sys.exit(1)
+
+
+def _extras_with(package: str) -> list[str]:
+    """The extras of this distribution that bring a package, by its name in `import`."""
+    found = (_REQUIREMENT.match(line) for line in importlib.metadata.requires("astrai") or ())
+    return [one[2] for one in found if one and one[1].replace("-", "_") == package]
 
 
 @dataclasses.dataclass

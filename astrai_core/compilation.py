@@ -1,11 +1,21 @@
 """Whether this machine can compile a model, and where the compiler keeps what it built."""
 
+import functools
 import os
 import shutil
+import subprocess
 import sysconfig
+import tempfile
 from pathlib import Path
 
+_TRIAL = """\
+#include <vector>
+#include <Python.h>
+extern "C" int one() { return 1; }
+"""
 
+
+@functools.cache
 def missing_compiler() -> str | None:
     """What torch.compile lacks on this machine, or None when it lacks nothing."""
     compiler = os.environ.get("CXX", "g++")
@@ -14,7 +24,21 @@ def missing_compiler() -> str | None:
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.is_file():
         return f"no Python headers ({header})"
-    return None
+    return _failure(compiler, header.parent)
+
+
+def _failure(compiler: str, headers: Path) -> str | None:
+    """Whether the compiler makes a library of a small source; one without its headers does not."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "trial.so"
+        command = [compiler, "-x", "c++", "-", "-shared", "-fPIC", "-I", str(headers)]
+        done = subprocess.run(
+            [*command, "-o", str(made)], input=_TRIAL, capture_output=True, text=True
+        )
+        if done.returncode == 0 and made.is_file():
+            return None
+    said = [line for line in done.stderr.splitlines() if "error" in line]
+    return f"a C++ compiler that fails ({compiler}{': ' + said[0] if said else ''})"
 
 
 def use_private_cache() -> Path:

@@ -22,6 +22,7 @@ from astrai_core.interop.rotary_pairs import reorder_tail, to_halves, to_neighbo
 from astrai_core.model import AutoModel, ModelConfig
 from astrai_core.model.auto import is_adapter_folder, parse_config, read_config_json, write_model
 from astrai_core.model.config import read_json
+from astrai_core.model.quantization import described_scheme
 from astrai_core.model.rotary import RotaryEmbedding
 from astrai_core.model.weights import INDEX, read_tensors, weight_files, write_tensors
 from astrai_core.tokenizer import AutoTokenizer
@@ -276,6 +277,11 @@ def _read_whole(folder: Path) -> dict[str, object]:
         raise ValueError(
             f"{folder} holds an adapter, not a whole model; merge it into its base first "
             "(astrai-model merge)"
+        )
+    if (stored := described_scheme(content)) is not None:
+        raise ValueError(
+            f"{folder} holds {stored} weights, which only AstrAI reads; export the folder it was "
+            "made from"
         )
     read_folder(folder)
     return content

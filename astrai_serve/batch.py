@@ -18,7 +18,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, NoReturn
 
-from astrai_core.command_line import CommandLineError, parse
+from astrai_core.command_line import CommandLineError, needs_extra, parse, told
 from astrai_serve.cli import ServeOptions, check_files, load_tokenizer
 from astrai_serve.engine.config import EngineConfig
 from astrai_serve.generation_defaults import GenerationDefaults
@@ -387,6 +387,7 @@ def _count(path: Path) -> int:
         return sum(1 for line in iter(lambda: file.readline(MAX_LINE_BYTES), b"") if line.strip())
 
 
+@needs_extra(PROGRAM, "serve")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     try:
@@ -400,7 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail(f"interrupted; {_AGAIN}", status=130)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        _fail(" ".join(str(error).split()), status=1)
+        _fail(told(error), status=1)
 
 
 def _run(options: BatchOptions, config: EngineConfig) -> None:
@@ -424,7 +425,10 @@ def _run(options: BatchOptions, config: EngineConfig) -> None:
         model_name=served.name, defaults=defaults, dtype=source.scheme or dtype_name(source.dtype)
     )
     try:
-        answer(engine, settings, options.input, options.output)
+        _, failed = answer(engine, settings, options.input, options.output)
+        if failed:
+            told_in = f"{options.output} says why, under error or response"
+            sys.stderr.write(f"{PROGRAM}: {failed} requests failed; {told_in}\n")
     finally:
         engine.close()
 

@@ -19,7 +19,7 @@ from typing import NoReturn, TextIO
 
 import yaml
 
-from astrai_core.command_line import CommandLineError
+from astrai_core.command_line import CommandLineError, needs_extra, told
 
 PROGRAM = "astrai-train"
 DEBUG_VARIABLE = "ASTRAI_DEBUG"
@@ -54,9 +54,12 @@ options of every command:
 {DEBUG_VARIABLE}=1 shows where an error came from.
 """
 _SECTIONS = ("trainer", "model", "data", "checkpoint", "fresh", "seed_everything", "ckpt_path")
+_TOO_LARGE = f"the model does not fit into memory: make it smaller; {PROGRAM} plan tells what fits"
+_OF_CLASS = ("class_path", "init_args")
 _MORE_OPTIONS = ("config", "print_config", "help", "weights_only", "verbose", "return_predictions")
 
 
+@needs_extra(PROGRAM, "train")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status: 2 for wrong options, 1 for what failed later."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -108,7 +111,13 @@ def check(arguments: Sequence[str]) -> tuple[str, list[str]]:
             _check_config(file)
         elif name.startswith("--"):
             _check_option(name, command)
+        elif name.endswith((".yaml", ".yml")) and (not position or "=" in rest[position - 1]):
+            raise CommandLineError(f"{name} needs its option before it: --config {name}")
         options.append(argument)
+    if command not in _LOOKING and not options:
+        raise CommandLineError(
+            f"{command} needs a configuration, as --config configs/seq.yaml; configs/ holds more"
+        )
     return command, options
 
 
@@ -145,6 +154,16 @@ def _check_config(file: str) -> None:
                 f"--config {file}: unknown section {key}{hint} The sections are "
                 f"{', '.join(_SECTIONS)}"
             )
+    for section in ("model", "data"):
+        _check_class(file, section, content.get(section))
+
+
+def _check_class(file: str, section: str, content: object) -> None:
+    """A misspelt class_path or init_args hides all that stands under it."""
+    for key in content if isinstance(content, dict) else ():
+        near = difflib.get_close_matches(str(key), _OF_CLASS, n=1, cutoff=0.8)
+        if near and key not in _OF_CLASS:
+            raise CommandLineError(f"--config {file}: {section} has {key}; did you mean {near[0]}?")
 
 
 def _look(command: str, options: list[str]) -> None:
@@ -171,6 +190,8 @@ def _run(command: str, options: list[str]) -> None:
         run = Run([command, *options])
         run.execute()
     except ArgumentError as error:
+        if "allocate memory" in str(error):  # the model is made while its options are read
+            _fail(error, 1, _TOO_LARGE)
         _fail(error, 2, f"{explain(str(error))} ({PROGRAM} {command} --help lists all options)")
     except FinishedError as error:
         _say(str(error))
@@ -182,6 +203,11 @@ def _run(command: str, options: list[str]) -> None:
         _say(f"{error}; the same command goes on from there", sys.stderr if status else sys.stdout)
         sys.exit(status)
     except (ValueError, MisconfigurationException) as error:
+        if "allocate memory" in str(error):
+            _fail(error, 1, _TOO_LARGE)
+        if "No supported gpu backend" in str(error):
+            text = "trainer.accelerator is gpu, but torch finds none here; set it to cpu or auto"
+            _fail(error, 2, text)
         _fail(error, 2 if run is None else 1, explain(str(error)))
     except OSError as error:
         _fail(_first(error), 1)
@@ -221,7 +247,7 @@ def _say(text: str, stream: TextIO | None = None) -> None:
 def _fail(error: BaseException, status: int, text: str = "") -> NoReturn:
     if os.environ.get(DEBUG_VARIABLE):
         raise error
-    _say(_one_line(text or str(error)) or type(error).__name__, sys.stderr)
+    _say(_one_line(text) or told(error), sys.stderr)
     sys.exit(status)
 
 

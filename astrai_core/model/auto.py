@@ -131,7 +131,11 @@ def read_config_json(folder: Path) -> dict[str, object]:
         ValueError: the folder or the file does not exist; the message says what to pass instead.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; pass a model folder on this disk")
+        kind = "is a file" if folder.is_file() else "does not exist"
+        raise ValueError(
+            f"{folder} {kind}; pass a model folder on this disk, names on the Hugging Face hub are "
+            "not downloaded"
+        )
     if is_adapter_folder(folder):
         folder = base_of(folder)
     if not (folder / "config.json").is_file():

@@ -7,6 +7,7 @@ control token. Control tokens come from a chat template only, through `apply_cha
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -99,8 +100,9 @@ class AutoTokenizer:
         """
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
+            problem = "has no tokenizer.json" if path.parent.is_dir() else "is no folder here"
             raise FileNotFoundError(
-                f"{folder} has no tokenizer.json: give a folder written by `astrai-data tokenizer` "
+                f"{folder} {problem}: give a folder written by `astrai-data tokenizer` "
                 "or a Hugging Face model folder with a fast tokenizer"
             )
         try:
@@ -164,8 +166,6 @@ class AutoTokenizer:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        # not its own save(), which reports a full disk as a bare Exception
-        (folder / "tokenizer.json").write_text(self._markup.to_str(pretty=True), "utf-8")
         write_json(folder / "tokenizer_config.json", self._config)
         generation = folder / "generation_config.json"
         write_json(
@@ -175,6 +175,14 @@ class AutoTokenizer:
             | {"eos_token_id": sorted(self.stop_ids)},
         )
         write_template_files(folder, self._template_files)  # others would win over ours
+        # last, and by one step: a folder with this file is taken for a whole tokenizer. Not by its
+        # own save(), which reports a full disk as a bare Exception
+        temporary = folder / f".tmp-tokenizer.json-{os.getpid()}"
+        try:
+            temporary.write_text(self._markup.to_str(pretty=True), "utf-8")
+            temporary.replace(folder / "tokenizer.json")
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Ids of text that somebody wrote; what looks like a control token is spelled out.

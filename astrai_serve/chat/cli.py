@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from astrai_core.command_line import CommandLineError, parse_one
+from astrai_core.command_line import CommandLineError, needs_extra, parse_one, told
 from astrai_serve.chat.client import Answer, ChatError, Client
 from astrai_serve.chat.conversation import Conversation
 from astrai_serve.chat.options import ChatOptions
@@ -27,6 +27,7 @@ Ctrl-C stops an answer. Alt-Enter or Ctrl-J starts a line, as does Enter after a
 Arrows move in the text and through what was typed before, Ctrl-R searches it."""
 
 
+@needs_extra(PROGRAM, "serve")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     try:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             else:
                 _answer_input(client, options.system)
     except (ChatError, OSError, ValueError) as error:
-        _fail(str(error), status=1)
+        _fail(told(error), status=1)
     except KeyboardInterrupt:
         print()
         sys.exit(130)

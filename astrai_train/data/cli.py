@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
-from astrai_core.command_line import CommandLineError, parse_one
+from astrai_core.command_line import CommandLineError, needs_extra, parse_one, told
 from astrai_train.data.duplicates import Duplicates
 from astrai_train.data.record import Record, Stage
 from astrai_train.data.records import Unusable, find_files, guess_stage, read_records
@@ -166,6 +166,7 @@ COMMANDS: dict[str, type[Options]] = {
 }
 
 
+@needs_extra(PROGRAM, "train")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit: 2 for wrong options, 1 for what failed later."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -248,6 +249,8 @@ def train_tokenizer(options: TokenizerOptions) -> None:
             f"--out {options.out} holds a tokenizer already; --overwrite replaces it, and what was "
             "prepared with it must be prepared again"
         )
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a file; name a folder")
     files = find_files(options.input)
     tokenizer = AutoTokenizer.train(
         _texts(files),
@@ -405,6 +408,5 @@ def corpora(options: CorporaOptions) -> None:
 
 
 def _fail(error: Exception, status: int) -> NoReturn:
-    message = " ".join(str(error).split()) or type(error).__name__
-    sys.stderr.write(f"{PROGRAM}: {message}\n")
+    sys.stderr.write(f"{PROGRAM}: {told(error)}\n")
     sys.exit(status)

@@ -357,7 +357,8 @@ def _pool(job: _Job, workers: int) -> Iterator[_Pool]:
         yield _Pool(executor, workers)
     except BrokenProcessPool:
         raise ValueError(
-            "a worker process was ended, perhaps for want of memory; try --workers 1"
+            "a worker process was ended, perhaps for want of memory or disk space; free some and "
+            "run the same command again, or try --workers 1, which says more"
         ) from None
     finally:
         executor.shutdown(cancel_futures=True)

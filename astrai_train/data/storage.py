@@ -9,6 +9,7 @@ content. A folder may move; a changed merge or template makes the file useless a
 """
 
 import hashlib
+import io
 import json
 import os
 import zlib
@@ -362,13 +363,35 @@ def whole_file(path: Path) -> Iterator[h5py.File]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with h5py.File(temporary, "w") as file:
-            yield file
-        with temporary.open("rb") as written:
+        with _Target(temporary, "w+") as written:
+            with h5py.File(written, "w") as file:
+                yield file
+            if written.error is not None:
+                raise OSError(written.error.errno, written.error.strerror, str(path))
             os.fsync(written.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class _Target(io.FileIO):
+    """What HDF5 writes into; it remembers the first failure, and lets what follows go nowhere.
+
+    HDF5 cannot close a file of which a write has failed, and takes the process down at its end.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Write all of it."""
+        left = memoryview(data)
+        size = left.nbytes
+        try:
+            while left and self.error is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        return size
 
 
 def _header(attributes: Mapping[str, Any]) -> Header:

@@ -283,9 +283,13 @@ class LMModule(L.LightningModule, ABC):
         """Compile a function beside the model, so that the weights keep their names."""
         missing = missing_compiler()
         if self._compile is True and missing:
-            raise ValueError(f"compile is true, but this machine has {missing}; set compile: false")
+            raise ValueError(
+                f"compile is true, but this machine has {missing}; install g++ or set "
+                "compile: false"
+            )
         if self._compile is False or missing:
-            self.print(f"training runs uncompiled: {missing or 'compile is false'}")
+            lost = f"{missing}; install g++ for full speed" if missing else "compile is false"
+            self.print(f"training runs uncompiled: {lost}")
             return self._run
         use_private_cache()
         self.print("training runs compiled; the first step waits for the compiler")

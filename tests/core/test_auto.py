@@ -75,7 +75,7 @@ def test_a_folder_that_is_no_model_is_refused(content, message, tmp_path):
 
 
 def test_a_name_on_the_hub_is_not_a_folder():
-    with pytest.raises(ValueError, match="someone/model is not a folder; pass a model folder"):
+    with pytest.raises(ValueError, match="someone/model does not exist; pass a model folder"):
         AutoModel.from_pretrained("someone/model")
 
 

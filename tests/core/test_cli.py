@@ -114,10 +114,10 @@ def test_a_damaged_folder_is_one_line(capsys, folder):
         (["info"], 2, "which folder?"),
         (["inspect", "x"], 2, "inspect is not a command; there are info"),
         (["info", "--json"], 2, "which folder? astrai-model info DIR"),
-        (["quantize", "--out", "small", "nowhere"], 1, "nowhere is not a folder"),
+        (["quantize", "--out", "small", "nowhere"], 1, "nowhere does not exist"),
         (["info", "x", "--jsn"], 2, "unknown option --jsn; did you mean --json?"),
         (["info", "a", "b"], 2, "b is not an option"),
-        (["info", "/nowhere"], 1, "/nowhere is not a folder; pass a model folder on this disk"),
+        (["info", "/nowhere"], 1, "/nowhere does not exist; pass a model folder on this disk"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, arguments, code, named):

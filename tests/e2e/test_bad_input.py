@@ -1,10 +1,15 @@
 """What a user gets wrong: one clear line, a status that is not 0, and nothing lost."""
 
 import json
+import os
+import re
 import resource
 import shutil
+import signal
 import subprocess
+import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +20,9 @@ from astrai_core.tokenizer import AutoTokenizer
 from astrai_train.cli import main
 from astrai_train.data.prepare import prepare
 
-PROGRAM = Path(sysconfig.get_path("scripts")) / "astrai-train"
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+PROGRAM = SCRIPTS / "astrai-train"
+ROOT = Path(__file__).parents[2]
 TEXTS = [f"{a} plus {b} is {a + b}. 你好，世界！" for a in range(9) for b in range(9)]
 
 
@@ -89,6 +96,8 @@ def refusal(capsys, *arguments: str | Path) -> tuple[int, str]:
         (["fit", "--trainr.max_steps", "3"], ["--trainr.max_steps", "did you mean --trainer"]),
         (["fit", "--config", "nowhere.yaml"], ["nowhere.yaml does not exist"]),
         (["fit", "--config"], ["--config needs a file"]),
+        (["fit"], ["fit needs a configuration, as --config configs/seq.yaml"]),
+        (["fit", "run.yaml"], ["run.yaml needs its option before it: --config run.yaml"]),
     ],
 )
 def test_a_mistake_is_answered_before_anything_is_loaded(capsys, arguments, words):
@@ -103,6 +112,8 @@ def test_a_mistake_is_answered_before_anything_is_loaded(capsys, arguments, word
         ("trainer: {max_steps: [", "is not YAML"),
         ("- trainer", "is not a mapping"),
         ("trainr: {max_steps: 3}", "unknown section trainr; did you mean trainer?"),
+        ("model: {clas_path: SEQModule}", "model has clas_path; did you mean class_path?"),
+        ("data: {class_path: X, init_arg: {}}", "data has init_arg; did you mean init_args?"),
     ],
 )
 def test_a_broken_configuration_is_named(capsys, tmp_path, text, words):
@@ -222,3 +233,200 @@ def test_a_full_file_system_is_no_different(config, tmp_path):
         main(["validate", "--config", str(config), "--ckpt_path", str(tmp_path / "last")])
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def answer(*command: str | Path, **environment: str) -> tuple[int, str]:
+    """Run a real command, and return its status and all that it said on its error stream."""
+    done = subprocess.run(
+        [SCRIPTS / command[0], *command[1:]],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.fixture(scope="module")
+def model(prepared) -> Path:
+    """A model folder with its tokenizer."""
+    shape = ModelConfig(vocab_size=300, dim=16, n_layers=1, dim_ffn=32, n_heads=2)
+    AutoModel.save_pretrained(AutoModel.from_config(shape), prepared / "model")
+    AutoTokenizer.from_pretrained(prepared / "tokenizer").save_pretrained(prepared / "model")
+    return prepared / "model"
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    """The Python of an environment to which no extra was installed."""
+    folder = tmp_path_factory.mktemp("bare")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    packages = Path(sysconfig.get_path("purelib"))
+    (there,) = folder.glob("lib/python*/site-packages")
+    for one in packages.iterdir():
+        if one.name not in ("lightning", "h5py", "rich", "fastapi", "uvicorn", "gguf"):
+            (there / one.name).symlink_to(one)
+    return folder / "bin" / "python"
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("astrai_train.cli", "fit --config {config}", "train"),
+        ("astrai_train.cli", "plan --config {config}", "train"),
+        ("astrai_train.cli", "compare {model} {model}", "train"),
+        ("astrai_train.data.cli", "inspect {model}/../text.jsonl --tokenizer {model}", "train"),
+        ("astrai_serve.cli", "--model {model} --port 0", "serve"),
+        ("astrai_serve.batch", "--model {model} --input {config} --output o.jsonl", "serve"),
+        ("astrai_core.cli", "export {model} --format gguf --out o.gguf", "export"),
+    ],
+)
+def test_a_missing_extra_is_named(bare, model, config, tmp_path, module, arguments, extra):
+    given = arguments.format(config=config, model=model).split()
+    code = f"from {module} import main; main({given!r})"
+    done = subprocess.run([bare, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith("astrai-")
+    assert line.endswith(f"pip install 'astrai[{extra}]'")
+
+
+@pytest.mark.parametrize("compiler", ["/nonexistent", "/bin/false"])
+def test_training_without_a_compiler_is_slower_and_says_so(config, tmp_path, compiler):
+    options = ("--model.init_args.compile", "null")
+    done = subprocess.run(
+        [PROGRAM, "fit", "--config", config, *options],
+        env=os.environ | {"CXX": compiler, "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = re.findall("training runs uncompiled: .*", done.stdout)
+    assert compiler in line
+    assert line.endswith("install g++ for full speed")
+
+
+@pytest.mark.parametrize("compiler", ["/nonexistent", "/bin/false"])
+def test_a_server_without_a_compiler_is_slower_and_says_so(model, tmp_path, compiler):
+    process = subprocess.Popen(
+        [SCRIPTS / "astrai-serve", "--model", model, "--port", "0"],
+        env=os.environ | {"CXX": compiler, "XDG_CACHE_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.split()[:1] == ["address"]:
+            process.send_signal(signal.SIGINT)
+    process.stdout.close()
+    assert process.wait(60) == 0
+    (line,) = [line for line in said if line.split()[:1] == ["slower"]]
+    assert compiler in line
+    assert "install g++ for full speed" in line
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Path]:
+    """A file system of 100 kB, of which 4 are free."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a file system")
+    (folder / "full").write_bytes(bytes(96 * 1024))
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "astrai-model quantize {model} --out {disk}/out",
+        "astrai-model export {model} --format hf --out {disk}/out",
+        "astrai-model export {model} --format gguf --out {disk}/out.gguf",
+        "astrai-data prepare --stage seq --tokenizer {model} --input {text} --out {disk}/out.h5",
+        "astrai-data tokenizer --input {text} --out {disk}/out --vocab_size 280",
+    ],
+)
+def test_a_full_disk_leaves_nothing_that_looks_whole(disk, model, prepared, command):
+    given = command.format(model=model, disk=disk, text=prepared / "text.jsonl").split()
+    status, said = answer(*given)
+    line = said.splitlines()[-1]
+    assert status == 1
+    assert "No space left on device; free some space and run the same command again" in line
+    assert len(line) < 250
+    whole = {"tokenizer.json", "config.json", "model.safetensors", "out.gguf", "out.h5"}
+    left = {path.name for path in disk.rglob("*")}
+    assert not left & whole
+    assert not [name for name in left if name.startswith(".tmp-")]
+
+
+def test_a_model_too_large_for_memory_says_so(config):
+    size = {"dim": 2048, "n_layers": 12, "dim_ffn": 8192}
+    options = [f"--model.init_args.model.{name}={value}" for name, value in size.items()]
+    done = subprocess.run(
+        [PROGRAM, "fit", "--config", config, *options],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2_000_000_000, -1)),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "the model does not fit into memory: make it smaller; astrai-train plan tells" in line
+
+
+def test_a_file_where_a_folder_should_be_is_named(config, prepared, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for command in (
+        ("astrai-train", "fit", "--config", config, "--trainer.default_root_dir", file),
+        ("astrai-data", "tokenizer", "--input", prepared / "text.jsonl", "--out", file),
+        ("astrai-data", "curriculum", "--out", file),
+    ):
+        status, line = answer(*command)
+        assert status == 1
+        assert str(file) in line
+        assert "Errno" not in line
+        assert "name a folder" in line or "choose another place" in line
+
+
+def test_a_quantised_folder_is_not_exported(model, tmp_path):
+    assert answer("astrai-model", "quantize", model, "--out", tmp_path / "q") == (0, "")
+    for options in (("--format", "hf"), ("--format", "gguf")):
+        given = ("export", tmp_path / "q", *options, "--out", tmp_path / "out")
+        status, line = answer("astrai-model", *given)
+        assert status == 1
+        assert "holds w8a8 weights, which only AstrAI reads; export the folder" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("python", "words"),
+    [
+        ("/nowhere/python3", "install Python 3.11"),
+        ("{fake}", "Python 3.11 or newer is needed and {fake} is 3.9"),
+    ],
+)
+def test_make_names_a_python_that_will_not_do(tmp_path, python, words):
+    fake = tmp_path / "python3.9"
+    fake.write_text(
+        f"""#!/bin/sh
+exec {sys.executable} -c "import sys; sys.version_info = (3, 9, 18); exec(sys.argv[1])" "$2"
+"""
+    )
+    fake.chmod(0o755)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    given = ["make", "demo", f"PYTHON={python.format(fake=fake)}"]
+    done = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert words.format(fake=fake) in done.stderr
+    assert not (tmp_path / ".venv").exists()

@@ -67,8 +67,8 @@ def write_file(
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
+        temporary.unlink(missing_ok=True)  # first: on a full disk closing fails too
         writer.close()
-        temporary.unlink(missing_ok=True)
         raise
     return kept if kind != "f32" else 0
 

@@ -90,7 +90,8 @@ def _path(source: Path) -> Path:
 def _compile(library: Path, source: Path) -> None:
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
-        raise NativeError(f"there is no C++ compiler ({os.environ.get('CXX', 'g++')})")
+        missing = os.environ.get("CXX", "g++")
+        raise NativeError(f"there is no C++ compiler ({missing}); install g++ for full speed")
     root = Path(torch.__file__).parent
     # another process may be compiling too: the finished file gets its name in one step
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
@@ -105,7 +106,8 @@ def _compile(library: Path, source: Path) -> None:
             raise NativeError(f"{compiler} took longer than {_SECONDS} s") from error
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if "error" in line]
-            raise NativeError(f"{compiler} failed: {(lines or ['no message'])[0]}")
+            said = (lines or ["no message"])[0]
+            raise NativeError(f"{compiler} failed: {said}; install g++ for full speed")
         made.replace(library)
 
 
