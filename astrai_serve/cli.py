@@ -5,6 +5,7 @@ is answered at once.
 """
 
 import dataclasses
+import gc
 import logging
 import os
 import ssl
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from astrai_core.command_line import CommandLineError, needs_extra, parse, told
+from astrai_core.command_line import CommandLineError, parse
 from astrai_core.interop import peft
 from astrai_serve.engine.config import EngineConfig
 from astrai_serve.engine.machine import cores
@@ -142,7 +143,6 @@ class ServeOptions:
         return adapter if adapter.is_file() and not config.is_file() else config
 
 
-@needs_extra(PROGRAM, "serve")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     try:
@@ -151,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except CommandLineError as error:
         _fail(error, status=2)
+    gc.disable()  # what is imported stays: looking for garbage in it takes a third of the start
     try:
         serve(options, config)
     except KeyboardInterrupt:
@@ -160,6 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if type(error) is RuntimeError:
             raise  # nothing that is known to go wrong
         _fail(error, status=1)
+    finally:
+        gc.enable()
     _leave()
 
 
@@ -228,6 +231,8 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
             engine.when_idle(_tune(engine, model, config))
 
         def report() -> None:
+            gc.freeze()  # nor is it looked at later
+            gc.enable()
             speed = warming.result()
             print(_report(options, settings, engine, source, port, choice, speed), flush=True)
 
@@ -363,6 +368,7 @@ def load_tokenizer(options: ServeOptions, source: "ModelSource") -> "AutoTokeniz
             f"the tokenizer of {folder} has {tokenizer.vocab_size} tokens, but {options.model} has "
             f"a vocab_size of {source.config.vocab_size}: it is not this model's tokenizer"
         )
+    _ = tokenizer.stop_ids  # worked out here, beside the weights
     return tokenizer
 
 
@@ -379,10 +385,8 @@ def _report(
     import torch
 
     from astrai_serve.engine.kv_storage import KVStorage
-    from astrai_serve.engine.native_attention import why_not_native
     from astrai_serve.model_source import amount
 
-    lost = why_not_native()
     config = engine.config
     kv_dtype = source.dtype if config.kv_dtype == "auto" else getattr(torch, config.kv_dtype)
     pages = int(engine.stats()["num_pages"])
@@ -396,7 +400,6 @@ def _report(
         f"{source.config.n_layers} layers, context {engine.max_context:,} tokens",
         "precision": f"{_precision(source)}, {threads} thread{'s' * (threads != 1)}",
         **({"adapter": f"{source.adapter}, merged"} if source.adapter else {}),
-        **({"slower": f"attention and layers run on torch's operators: {lost}"} if lost else {}),
         "KV cache": f"{tokens:,} tokens in {pages:,} pages of {config.page_size}, up to "
         f"{size / 1e6:,.0f} MB: {_room(tokens, engine.max_context)} ({engine.why_pages})",
         "threads": str(choice),
@@ -437,7 +440,8 @@ def _access(options: ServeOptions, settings: "ServerSettings") -> str:
 
 
 def _fail(error: Exception, status: int) -> NoReturn:
-    sys.stderr.write(f"{PROGRAM}: {told(error)}\n")
+    message = " ".join(str(error).split()) or type(error).__name__
+    sys.stderr.write(f"{PROGRAM}: {message}\n")
     sys.exit(status)
 
 
