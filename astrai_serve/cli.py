@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from astrai_core.command_line import CommandLineError, parse
+from astrai_core.command_line import CommandLineError, needs_extra, parse, told
 from astrai_core.interop import peft
 from astrai_serve.engine.config import EngineConfig
 from astrai_serve.engine.machine import cores
@@ -143,6 +143,7 @@ class ServeOptions:
         return adapter if adapter.is_file() and not config.is_file() else config
 
 
+@needs_extra(PROGRAM, "serve")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     try:
@@ -385,8 +386,10 @@ def _report(
     import torch
 
     from astrai_serve.engine.kv_storage import KVStorage
+    from astrai_serve.engine.native_attention import why_not_native
     from astrai_serve.model_source import amount
 
+    lost = why_not_native()
     config = engine.config
     kv_dtype = source.dtype if config.kv_dtype == "auto" else getattr(torch, config.kv_dtype)
     pages = int(engine.stats()["num_pages"])
@@ -400,6 +403,7 @@ def _report(
         f"{source.config.n_layers} layers, context {engine.max_context:,} tokens",
         "precision": f"{_precision(source)}, {threads} thread{'s' * (threads != 1)}",
         **({"adapter": f"{source.adapter}, merged"} if source.adapter else {}),
+        **({"slower": f"attention and layers run on torch's operators: {lost}"} if lost else {}),
         "KV cache": f"{tokens:,} tokens in {pages:,} pages of {config.page_size}, up to "
         f"{size / 1e6:,.0f} MB: {_room(tokens, engine.max_context)} ({engine.why_pages})",
         "threads": str(choice),
@@ -440,8 +444,7 @@ def _access(options: ServeOptions, settings: "ServerSettings") -> str:
 
 
 def _fail(error: Exception, status: int) -> NoReturn:
-    message = " ".join(str(error).split()) or type(error).__name__
-    sys.stderr.write(f"{PROGRAM}: {message}\n")
+    sys.stderr.write(f"{PROGRAM}: {told(error)}\n")
     sys.exit(status)
 
 

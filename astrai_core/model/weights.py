@@ -5,6 +5,8 @@ random weight where the folder had none.
 """
 
 import functools
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -41,7 +43,8 @@ def weight_files(folder: Path) -> list[Path]:
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
         raise ValueError(
             f"{folder} holds pickled weights (.bin or .pt), which are never loaded: a pickle can "
-            "run any code; convert them to safetensors first"
+            "run any code; take the safetensors or, if you trust the file, let transformers "
+            "make them: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)"
         )
     raise ValueError(f"{folder} has no {WEIGHTS}: it is not a model folder, or not a whole one")
 
@@ -76,6 +79,8 @@ def write_tensors(
     try:
         save_file(packed, file, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:
+        if number := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
         raise OSError(f"cannot write {file}: {error}") from error
 
 
