@@ -5,6 +5,8 @@ random weight where the folder had none.
 """
 
 import functools
+import io
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +21,13 @@ from astrai_core.model.config import read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+    "BOOL": torch.bool, "C64": torch.complex64,
+}  # fmt: skip
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -52,19 +61,38 @@ def weight_files(folder: Path) -> list[Path]:
 def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield names and tensors of one safetensors file, each in memory of its own.
 
+    The bytes are read, not mapped and copied: pages of a mapping would count as memory too, and
+    Python's lock is free for others from one end of a tensor to the other.
+
     Raises:
         ValueError: the file is truncated or not safetensors.
     """
     try:
-        with safe_open(file, framework="pt") as tensors:
-            names = list(tensors.keys())
-        for name in names:
-            # mapped anew for each: the pages read of one mapping would all count as memory at last
-            with safe_open(file, framework="pt") as tensors:
-                tensor = tensors.get_tensor(name).clone()
-            yield name, tensor
+        with safe_open(file, framework="pt"):
+            pass  # it looks whether the header is sound and the file as long as that says
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or not a safetensors file ({error})") from error
+    with file.open("rb", buffering=0) as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            if entry["dtype"] not in _DTYPES:
+                raise ValueError(f"{file}: {name} holds numbers of a kind that torch has not")
+            begin, end = entry["data_offsets"]
+            content = torch.empty(end - begin, dtype=torch.uint8)
+            stream.seek(8 + length + begin)
+            _fill(content.numpy().data, stream)
+            yield name, content.view(_DTYPES[entry["dtype"]]).view(entry["shape"])
+
+
+def _fill(content: memoryview, stream: io.RawIOBase) -> None:
+    """Read as many bytes as there is room for; the system gives 2 GB at a time at most."""
+    while content:
+        count = stream.readinto(content)
+        if not count:
+            raise ValueError("a file of weights became shorter while it was read")
+        content = content[count:]
 
 
 def write_tensors(

@@ -136,3 +136,20 @@ def test_views_and_empty_tensors_are_written(tmp_path):
     write_tensors(tmp_path / "x.safetensors", tensors)
     back = dict(read_tensors(tmp_path / "x.safetensors"))
     assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
+
+
+def test_every_kind_and_shape_is_read_as_it_was_written(tmp_path):
+    kinds = {
+        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
+        torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+    }  # fmt: skip
+    written = {str(kind): torch.arange(6).view(2, 3).to(kind) for kind in kinds}
+    written |= {"scalar": torch.tensor(2.5), "none": torch.empty(0, 3)}
+    write_tensors(tmp_path / "x.safetensors", written, {"note": "not a tensor"})
+    read = dict(read_tensors(tmp_path / "x.safetensors"))
+    assert read.keys() == written.keys()
+    for name, tensor in read.items():
+        wanted = written[name]
+        assert (tensor.dtype, tensor.shape) == (wanted.dtype, wanted.shape)
+        assert tensor.double().equal(wanted.double())
+        assert tensor.untyped_storage().nbytes() == wanted.nbytes  # not a view of the whole file
