@@ -15,7 +15,7 @@ needs_native = pytest.mark.skipif(
 )
 LENGTH = 150
 ORDER = torch.randperm(30, generator=torch.Generator().manual_seed(3)).tolist()
-CLOSE = {
+CLOSE: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: {"atol": 3e-6, "rtol": 1e-5},
     # queries and the softmax's weights are rounded too: 9 bits each
     torch.bfloat16: {"atol": 0.015, "rtol": 0.01},
