@@ -28,7 +28,8 @@ class Loading:
         self._usual = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_SECONDS)
         # a daemon: an interrupt ends the process without waiting for the weights
-        threading.Thread(target=self._load, name="astrai-loading", daemon=True).start()
+        self._thread = threading.Thread(target=self._load, name="astrai-loading", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(
@@ -38,6 +39,9 @@ class Loading:
         traceback: TracebackType | None,
     ) -> None:
         sys.setswitchinterval(self._usual)
+        # torch complains to the user where a process ends while it computes
+        if kind is not None and not issubclass(kind, KeyboardInterrupt):
+            self._thread.join()
 
     def result(self) -> Transformer:
         """Wait for the model; what went wrong in reading it is raised here."""
