@@ -94,6 +94,8 @@ def main() -> None:
                     rounds[name].append(server(given.workloads, number))
                 except RuntimeError as error:
                     print(f"{name}: {error}", flush=True)
+        if not rounds[OURS]:
+            sys.exit(f"{size}: nothing to compare, for {OURS} did not run")
         answers = rounds[OURS][0].pop("answers")
         columns = {name: merged(results) for name, results in rounds.items() if results}
         parameters = _num_parameters(ours)
