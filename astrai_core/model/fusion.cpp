@@ -2,45 +2,18 @@
 //
 // A row's result depends on that row alone. N tokens; H and KV heads of width D; F width of the MLP.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <optional>
 #include <tuple>
 
 #include "quantization/team.h"
 #include "rows.h"
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+#include "tensors.h"
 
 namespace {
 
 using namespace astrai;
 
 constexpr int64_t kNumbersPerThread = 1 << 12;  // fewer are not worth waking a thread
-
-Tensor empty(std::initializer_list<int64_t> size, ScalarType dtype) {
-  int64_t stride[4], next = 1;
-  for (int64_t d = static_cast<int64_t>(size.size()) - 1; d >= 0; next *= size.begin()[d--])
-    stride[d] = next;
-  AtenTensorHandle handle;
-  const int32_t code =
-      dtype == ScalarType::Float ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16();
-  aoti_torch_empty_strided(size.size(), size.begin(), stride, code, aoti_torch_device_type_cpu(),
-                           -1, &handle);
-  return Tensor(handle);
-}
-
-template <class F>
-void for_type(const Tensor& x, F&& f) {
-  STD_TORCH_CHECK(x.is_contiguous(), "tensors must be contiguous");
-  if (x.scalar_type() == ScalarType::Float) return f(static_cast<float*>(nullptr));
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16, "x must be float32 or bfloat16");
-  f(static_cast<BFloat16*>(nullptr));
-}
 
 template <class F>
 void for_rows(int64_t N, int64_t width, F&& f) {
@@ -53,7 +26,7 @@ Tensor rms_norm(Tensor x, Tensor weight, double eps) {
   const int64_t width = weight.size(0), N = x.numel() / width;
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) == width && weight.scalar_type() == x.scalar_type(),
                   "x and weight do not fit");
-  Tensor out = empty({N, width}, x.scalar_type());
+  Tensor out = empty({N, width}, code_of(x.scalar_type()));
   for_type(x, [&]<class T>(T*) {
     const T *from = x.const_data_ptr<T>(), *w = weight.const_data_ptr<T>();
     T* to = out.mutable_data_ptr<T>();
@@ -67,7 +40,7 @@ Tensor rms_norm(Tensor x, Tensor weight, double eps) {
 Tensor gated(Tensor x) {
   const int64_t N = x.size(0), F = x.size(1) / 2;
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) % 2 == 0, "x must be (N, 2F)");
-  Tensor out = empty({N, F}, x.scalar_type());
+  Tensor out = empty({N, F}, code_of(x.scalar_type()));
   for_type(x, [&]<class T>(T*) {
     const T* from = x.const_data_ptr<T>();
     T* to = out.mutable_data_ptr<T>();
@@ -85,7 +58,7 @@ Tensor gate_heads(Tensor heads, Tensor gates) {
   const int64_t per_head = gates.numel() / std::max<int64_t>(1, N * H);
   STD_TORCH_CHECK(gates.numel() == N * H * per_head && (per_head == 1 || per_head == D),
                   "gates must be one for each head or one for each of its channels");
-  Tensor out = empty({N, H, D}, heads.scalar_type());
+  Tensor out = empty({N, H, D}, code_of(heads.scalar_type()));
   for_type(heads, [&]<class T>(T*) {
     const T* from = heads.const_data_ptr<T>();
     T* to = out.mutable_data_ptr<T>();
@@ -113,7 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> heads(Tensor x, std::optional<Tensor> q_weigh
   STD_TORCH_CHECK(cos.is_contiguous() && sin.is_contiguous() && cos.size(0) == N &&
                       cos.size(1) == D / 2 && cos.scalar_type() == ScalarType::Float,
                   "cos and sin must be (N, D / 2) float32");
-  const ScalarType dtype = x.scalar_type();
+  const int32_t dtype = code_of(x.scalar_type());
   Tensor q = empty({N, H, D}, dtype), k = empty({N, KV, D}, dtype), v = empty({N, KV, D}, dtype);
   for_type(x, [&]<class T>(T*) {
     const T* from = x.const_data_ptr<T>();

@@ -144,11 +144,7 @@ Tensor mlp(Tensor x, Tensor norm, double eps, Tensor packed_gate_up, Tensor gate
       float* both = scratch<1>(count * 2 * F).data();
       multiply(rows, gate_up, count, into<float>(both, 2 * F, nullptr));
       rows.resize(count, F);
-      for_rows(count, F, [&](int64_t n) {
-        float* row = scratch<0>(F).data();
-        gate(both + n * 2 * F, both + n * 2 * F + F, F, row);
-        rows.quantize(n, row, F);
-      });
+      for_rows(count, F, [&](int64_t n) { quantize_gated(both, F, n, rows); });
       multiply(rows, down, count, into<T>(to + first * K, K, from + first * K));
     });
   });

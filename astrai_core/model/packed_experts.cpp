@@ -129,12 +129,6 @@ void gather(const Network& network, const Rows& rows, int64_t begin, int64_t cou
     to.take(n, rows, network.row ? network.row[begin + n] : begin + n);
 }
 
-void quantize_gated(const float* both, int64_t F, int64_t n, Rows& rows) {
-  float* row = scratch<0>(F).data();
-  gate(both + n * 2 * F, both + n * 2 * F + F, F, row);
-  rows.quantize(n, row, F);
-}
-
 // Few visits: a thread takes panels of any network, which reads all weights with all threads.
 void visit_by_panels(const std::vector<Network>& networks, const Rows& rows, int64_t N, int64_t K,
                      float* out) {

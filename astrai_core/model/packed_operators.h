@@ -3,48 +3,18 @@
 
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <initializer_list>
 #include <vector>
 
 #include "quantization/packed.h"
 #include "rows.h"
+#include "tensors.h"
 
 #ifdef ASTRAI_HAS_PACKED
 
 namespace astrai {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 constexpr int64_t kNumbersPerPiece = 1 << 11;  // fewer are not worth a thread's attention
 constexpr int64_t kRowsOfChunk = 96;
-
-inline Tensor empty(std::initializer_list<int64_t> size, int32_t dtype) {
-  int64_t stride[4], next = 1;
-  for (int64_t d = static_cast<int64_t>(size.size()) - 1; d >= 0; next *= size.begin()[d--])
-    stride[d] = next;
-  AtenTensorHandle handle;
-  aoti_torch_empty_strided(size.size(), size.begin(), stride, dtype, aoti_torch_device_type_cpu(),
-                           -1, &handle);
-  return Tensor(handle);
-}
-
-inline int32_t code_of(ScalarType type) {
-  return type == ScalarType::Float ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16();
-}
-
-template <class F>
-void for_type(const Tensor& x, F&& f) {
-  STD_TORCH_CHECK(x.is_contiguous(), "tensors must be contiguous");
-  if (x.scalar_type() == ScalarType::Float) return f(static_cast<float*>(nullptr));
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16, "x must be float32 or bfloat16");
-  f(static_cast<BFloat16*>(nullptr));
-}
 
 template <class F>
 void for_rows(int64_t N, int64_t width, F&& f) {
@@ -113,6 +83,13 @@ void quantize_normed(const T* x, const W* weight, double eps, int64_t N, int64_t
     normalize(x + n * K, weight, K, eps, row);
     rows.quantize(n, row, K);
   });
+}
+
+// silu(gate) * up of row n of (gate | up), F numbers wide each.
+inline void quantize_gated(const float* both, int64_t F, int64_t n, Rows& rows) {
+  float* row = scratch<0>(F).data();
+  gate(both + n * 2 * F, both + n * 2 * F + F, F, row);
+  rows.quantize(n, row, F);
 }
 
 // Sixteen bfloat16, rounded to the nearest, to the even one of two; what is no number stays none.

@@ -7,20 +7,12 @@
 //
 // N rows, O output channels, K inputs (even), P = ceil(O / 64) panels, S = K / 2 steps.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstring>
-#include <initializer_list>
 
 #include "quantization/team.h"
+#include "tensors.h"
 
 #ifdef __AVX512BF16__
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 namespace {
 
@@ -31,16 +23,6 @@ constexpr int64_t kTileRows = 6;  // by four registers of channels: 24 sums, 4 w
 constexpr int64_t kProductsPerPiece = 1 << 17;
 
 int64_t panels_of(int64_t channels) { return (channels + kPanel - 1) / kPanel; }
-
-Tensor empty(std::initializer_list<int64_t> size, int32_t dtype) {
-  int64_t stride[4], next = 1;
-  for (int64_t d = static_cast<int64_t>(size.size()) - 1; d >= 0; next *= size.begin()[d--])
-    stride[d] = next;
-  AtenTensorHandle handle;
-  aoti_torch_empty_strided(size.size(), size.begin(), stride, dtype, aoti_torch_device_type_cpu(),
-                           -1, &handle);
-  return Tensor(handle);
-}
 
 // By hand, because GCC 12 copies the sums of a tile around the intrinsic.
 inline __attribute__((always_inline)) void add_products(__m512& sum, __m512i w, __m512i x) {

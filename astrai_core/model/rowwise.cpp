@@ -8,21 +8,16 @@
 // N rows, H heads, I inputs, O outputs, E experts, K experts of a row, R = N K visits.
 
 #include <immintrin.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 
 #include "quantization/team.h"
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+#include "tensors.h"
 
 namespace {
+
+using namespace astrai;
 
 constexpr int64_t kProductsPerThread = 1 << 16;  // fewer are not worth waking a thread
 constexpr int64_t kRows = 48, kChannels = 32;    // of a block: their inputs stay in the L2 cache
@@ -135,7 +130,7 @@ void multiply(const Product<W>& p, int64_t N) {
   const int64_t channel_blocks = (p.outputs + kChannels - 1) / kChannels;
   const int64_t of_block = std::min(N, kRows) * std::min(p.outputs, kChannels) * p.inputs;
   const int64_t count = row_blocks * p.heads * channel_blocks;
-  astrai::share(count, 1 + kProductsPerThread / (of_block + 1), [&](int64_t item, int64_t last) {
+  share(count, 1 + kProductsPerThread / (of_block + 1), [&](int64_t item, int64_t last) {
     for (; item < last; ++item) {
       // rows innermost: a block of weights is read once
       const int64_t begin = item % row_blocks * kRows, end = std::min(begin + kRows, N);
@@ -145,16 +140,6 @@ void multiply(const Product<W>& p, int64_t N) {
       block<R>(p, begin, end, h, o, stop);
     }
   });
-}
-
-Tensor empty(std::initializer_list<int64_t> size) {
-  int64_t stride[3], next = 1;
-  for (int64_t d = static_cast<int64_t>(size.size()) - 1; d >= 0; next *= size.begin()[d--])
-    stride[d] = next;
-  AtenTensorHandle handle;
-  aoti_torch_empty_strided(size.size(), size.begin(), stride, aoti_torch_dtype_float32(),
-                           aoti_torch_device_type_cpu(), -1, &handle);
-  return Tensor(handle);
 }
 
 void check_floats(const Tensor& x, int64_t dims) {
@@ -170,7 +155,7 @@ Tensor product(Tensor x, Tensor weight) {
                   "the weight must be (H, O, I), contiguous, on the CPU");
   const int64_t N = x.size(0), H = x.size(1), I = x.size(2), O = weight.size(1);
   STD_TORCH_CHECK(weight.size(0) == H && weight.size(2) == I, "shapes of x and weight do not fit");
-  Tensor out = empty({N, H, O});
+  Tensor out = empty({N, H, O}, aoti_torch_dtype_float32());
   const auto with = [&]<class W>(const W* data) {
     multiply<W>({x.const_data_ptr<float>(), data, out.mutable_data_ptr<float>(), H, I, O, H * I},
                 N);
@@ -189,10 +174,10 @@ Tensor product(Tensor x, Tensor weight) {
 Tensor scores(Tensor logits, bool is_softmax) {
   check_floats(logits, 2);
   const int64_t N = logits.size(0), E = logits.size(1);
-  Tensor out = empty({N, E});
+  Tensor out = empty({N, E}, aoti_torch_dtype_float32());
   const float* from = logits.const_data_ptr<float>();
   float* to = out.mutable_data_ptr<float>();
-  astrai::share(N, 1 + (1 << 10) / (E + 1), [&](int64_t n, int64_t end) {
+  share(N, 1 + (1 << 10) / (E + 1), [&](int64_t n, int64_t end) {
     for (; n < end; ++n) {
       const float* x = from + n * E;
       float* y = to + n * E;
@@ -218,12 +203,12 @@ Tensor mix(Tensor visits, Tensor places, Tensor weights) {
                       places.is_contiguous() && places.dim() == 2 && places.size(0) == N &&
                       places.size(1) == K && places.scalar_type() == ScalarType::Long,
                   "visits, places and weights do not fit");
-  Tensor out = empty({N, I});
+  Tensor out = empty({N, I}, aoti_torch_dtype_float32());
   const int64_t* place = places.const_data_ptr<int64_t>();
   const float* weight = weights.const_data_ptr<float>();
   float* sums = out.mutable_data_ptr<float>();
   const auto with = [&]<class T>(const T* data) {
-    astrai::share(N, 1 + (1 << 13) / (K * I + 1), [&](int64_t n, int64_t end) {
+    share(N, 1 + (1 << 13) / (K * I + 1), [&](int64_t n, int64_t end) {
       for (; n < end; ++n) {
         float* sum = sums + n * I;
         std::fill_n(sum, I, 0.0f);

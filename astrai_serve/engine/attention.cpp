@@ -9,10 +9,6 @@
 //
 // N tokens, H query heads, KV key heads, G = H / KV, Dk and Dv widths of keys and values.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -24,10 +20,7 @@
 #include "attention_float32.h"
 #include "attention_step.h"
 #include "quantization/team.h"
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+#include "tensors.h"
 
 namespace {
 
@@ -111,11 +104,7 @@ Tensor paged_attention(Tensor q, Tensor k, std::optional<Tensor> v, Tensor key_c
                   "shapes do not fit");
   STD_TORCH_CHECK(Dk <= 1024, "heads must be at most 1024 wide");
   STD_TORCH_CHECK(v.has_value() == value_cache.has_value(), "values and their cache go together");
-  const int64_t size[] = {N, H, value_dim}, stride[] = {H * value_dim, value_dim, 1};
-  AtenTensorHandle handle;
-  aoti_torch_empty_strided(3, size, stride, aoti_torch_dtype_float32(),
-                           aoti_torch_device_type_cpu(), -1, &handle);
-  Tensor out(handle);
+  Tensor out = empty({N, H, value_dim}, aoti_torch_dtype_float32());
   auto on = [&]<class T>(T*) {
     T* keys = key_cache.mutable_data_ptr<T>();
     T* values = value_cache ? value_cache->mutable_data_ptr<T>() : keys;

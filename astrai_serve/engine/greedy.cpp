@@ -1,22 +1,17 @@
 // The most likely token of each row of logits (R, V): one pass, where torch's argmax takes ten times
 // as long as its largest value.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <tuple>
 
 #include "quantization/team.h"
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+#include "tensors.h"
 
 namespace {
+
+using namespace astrai;
 
 constexpr int64_t kPiece = 512;                // numbers among which the largest is sought again
 constexpr int64_t kNumbersPerThread = 1 << 15;
@@ -49,17 +44,12 @@ std::tuple<Tensor, Tensor> greedy(Tensor logits) {
   STD_TORCH_CHECK(logits.dim() == 2 && logits.is_contiguous() && logits.size(1) > 0 &&
                       logits.scalar_type() == ScalarType::Float,
                   "logits must be (R, V) float32");
-  const int64_t R = logits.size(0), V = logits.size(1), size[] = {R}, stride[] = {1};
-  const auto empty = [&](int32_t dtype) {
-    AtenTensorHandle handle;
-    aoti_torch_empty_strided(1, size, stride, dtype, aoti_torch_device_type_cpu(), -1, &handle);
-    return Tensor(handle);
-  };
-  Tensor ids = empty(aoti_torch_dtype_int64()), sound = empty(aoti_torch_dtype_bool());
+  const int64_t R = logits.size(0), V = logits.size(1);
+  Tensor ids = empty({R}, aoti_torch_dtype_int64()), sound = empty({R}, aoti_torch_dtype_bool());
   const auto* bits = static_cast<const int32_t*>(logits.data_ptr());
   auto* id = static_cast<int64_t*>(ids.data_ptr());
   auto* is_sound = static_cast<bool*>(sound.data_ptr());
-  astrai::share(R, 1 + kNumbersPerThread / V, [&](int64_t row, int64_t end) {
+  share(R, 1 + kNumbersPerThread / V, [&](int64_t row, int64_t end) {
     for (; row < end; ++row) {
       const Found found = largest(bits + row * V, V);
       id[row] = found.index, is_sound[row] = found.is_sound;

@@ -20,7 +20,7 @@
 
 namespace astrai {
 
-constexpr int64_t kTileRows = 16, kTileBytes = 64;
+constexpr int64_t kTileBytes = 64;  // of a row
 
 // Whether the system lets this process use the registers; it has to be asked once.
 inline bool may_use_tiles() {
