@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from astrai_core.model import Transformer
-from astrai_serve.engine.greedy import most_likely
+from astrai_serve.engine.greedy import are_sound, most_likely
 from astrai_serve.engine.kv_storage import KVStorage, Span
 from astrai_serve.engine.native_attention import attention_of
 from astrai_serve.engine.sampling import (
@@ -119,11 +119,14 @@ class Executor:
         errors: dict[int, Exception] = {}
         if structured:
             adjusted, errors = self._masks.apply(adjusted, tasks, structured)
-        token_ids, is_sound = most_likely(adjusted)
         drawing = [n for n, task in enumerate(tasks) if task.params.temperature >= GREEDY_BELOW]
-        if drawing:
-            drawn = self._draw(adjusted, [places[n] for n in drawing], drawing)
-            token_ids[torch.tensor(drawing, device=logits.device)] = drawn
+        if len(drawing) == len(tasks):
+            token_ids, is_sound = self._draw(adjusted, places, drawing), are_sound(adjusted)
+        else:
+            token_ids, is_sound = most_likely(adjusted)
+            if drawing:
+                drawn = self._draw(adjusted, [places[n] for n in drawing], drawing)
+                token_ids[torch.tensor(drawing, device=logits.device)] = drawn
         wanted = [n for n, task in enumerate(tasks) if task.params.logprobs is not None]
         logprobs = _logprobs(logits, token_ids, tasks, wanted) if wanted else {}
         for n in (n for n, sound in enumerate(is_sound.tolist()) if not sound):

@@ -20,8 +20,12 @@ def most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
     """
     if logits.device.type == "cpu" and logits.dtype is torch.float32 and _why_not() is None:
         return torch.ops.astrai_greedy.greedy(logits.contiguous())
-    # the largest of a row is NaN if any of it is
-    return logits.argmax(1), logits.amax(1).isfinite()
+    return logits.argmax(1), are_sound(logits)
+
+
+def are_sound(logits: Tensor) -> Tensor:
+    """Whether the largest logit of each row (R, V) is finite and none is NaN, (R,) bool."""
+    return logits.amax(1).isfinite()  # the largest of a row is NaN if any of it is
 
 
 @functools.cache
