@@ -88,8 +88,9 @@ def parse(
         return _build(first, values), _build(second, values)
     except ArgumentError as error:
         if operand is not None and f"'{operand}' is required" in str(error):
-            told = f"which {operand}? {program} DIR ({program} --help says more)"
-            raise CommandLineError(told) from None
+            raise CommandLineError(
+                f"which {operand}? {program} DIR ({program} --help says more)"
+            ) from None
         raise CommandLineError(_line(str(error), kinds, program)) from None
     except ValueError as error:
         raise CommandLineError(str(error)) from None
