@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from astrai_serve.api import ServerSettings
     from astrai_serve.engine import InferenceEngine
     from astrai_serve.engine.tuning import ThreadChoice
-    from astrai_serve.engine.warm_up import Speed
     from astrai_serve.model_source import ModelSource
 
 PROGRAM = "astrai-serve"
@@ -228,14 +227,15 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
             log_requests=options.access_log,
             defaults=defaults,
         )
-        if choice.is_guess:
-            engine.when_idle(_tune(engine, model, config))
+        if choice.speed is None:
+            engine.when_idle(_measure(engine, model, config, choice))
+        else:
+            engine.statistics.expect(choice.speed.prompt, choice.speed.alone)
 
         def report() -> None:
             gc.freeze()  # nor is it looked at later
             gc.enable()
-            speed = warming.result()
-            print(_report(options, settings, engine, source, port, choice, speed), flush=True)
+            print(_report(options, settings, engine, source, port, choice), flush=True)
 
         with ThreadPoolExecutor(1, thread_name_prefix="astrai-warm-up") as beside:
             warming = beside.submit(warm_up, engine)
@@ -250,13 +250,21 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
             )
 
 
-def _tune(engine: "InferenceEngine", model: "Transformer", config: EngineConfig) -> Iterator[None]:
-    """Measure how many threads are best, and compute on so many from then on."""
-    from astrai_serve.engine.tuning import measured_threads
+def _measure(
+    engine: "InferenceEngine", model: "Transformer", config: EngineConfig, choice: "ThreadChoice"
+) -> Iterator[None]:
+    """Measure what is not known of the threads, and compute on the best count from then on."""
+    from astrai_serve.engine.tuning import measured
 
-    choice = yield from measured_threads(model, config)
+    was_guess = choice.is_guess
+    choice = yield from measured(model, config, choice)
     engine.use_threads(choice.threads)
-    print(f"  {'threads':<10}{choice}", flush=True)
+    if was_guess:
+        print(_row("threads", str(choice)), flush=True)
+    if choice.speed is not None:
+        engine.statistics.expect(choice.speed.prompt, choice.speed.alone)
+    speed = str(choice.speed or "not known: others compute here, or a step takes too long to try")
+    print(_row("speed", speed), flush=True)
 
 
 def check_files(options: ServeOptions) -> None:
@@ -380,7 +388,6 @@ def _report(
     source: "ModelSource",
     port: int,
     choice: "ThreadChoice",
-    speed: "Speed",
 ) -> str:
     """What this server is, can hold and how fast it is, on one screen."""
     import torch
@@ -407,14 +414,18 @@ def _report(
         "KV cache": f"{tokens:,} tokens in {pages:,} pages of {config.page_size}, up to "
         f"{size / 1e6:,.0f} MB: {_room(tokens, engine.max_context)} ({engine.why_pages})",
         "threads": str(choice),
-        "speed": f"{speed}; measured on {threads} thread{'s' * (threads != 1)}",
+        "speed": str(choice.speed or "measured as soon as nobody asks anything"),
         "at once": f"{config.max_running_tasks} answers, {config.max_queued_tasks} more wait",
         "sampling": f"{settings.defaults}, for requests that do not say",
         "access": _access(options, settings),
         "address": f"{address}  (API: {address}/v1; terminal: astrai-chat --url {address})",
         "stop": "Ctrl-C",
     }
-    return "\n".join(f"  {name:<10}{text}" for name, text in rows.items())
+    return "\n".join(_row(name, text) for name, text in rows.items())
+
+
+def _row(name: str, text: str) -> str:
+    return f"  {name:<10}{text}"
 
 
 def _room(tokens: int, max_context: int) -> str:

@@ -24,6 +24,7 @@ from astrai_core.model.adapter import (
 from astrai_core.model.allocator import large_blocks_returned
 from astrai_core.model.auto import parse_config, read_config_json
 from astrai_core.model.fusion import fuse_
+from astrai_core.model.inference import read_fused
 from astrai_core.model.lora import merge_lora
 from astrai_core.model.quantization import Scheme, described_scheme, quantize_
 from astrai_core.model.weights import weight_files
@@ -135,12 +136,13 @@ class ModelSource:
         Raises:
             ValueError: a file is missing or wrong; the message says which.
         """
-        with large_blocks_returned():
-            return fuse_(self._load())
-
-    def _load(self) -> Transformer:
         if not self.is_random and self.adapter is None:
-            return AutoModel.from_pretrained(self.path, self.dtype, self.scheme)
+            return read_fused(self.path, self.dtype, self.scheme)
+        with large_blocks_returned():
+            return fuse_(self._made())
+
+    def _made(self) -> Transformer:
+        """A model that is not in one folder as it will be."""
         if self.adapter is not None:
             model = AutoModel.from_pretrained(self.path, self.dtype)
             attach_adapter(model, self.adapter, self.path)

@@ -52,7 +52,11 @@ class AutoModel:
 
     @staticmethod
     def from_pretrained(
-        folder: str | Path, dtype: torch.dtype | None = None, scheme: Scheme | None = None
+        folder: str | Path,
+        dtype: torch.dtype | None = None,
+        scheme: Scheme | None = None,
+        *,
+        maps_bytes: bool = False,
     ) -> Transformer:
         """Load a model folder, in evaluation mode.
 
@@ -63,6 +67,8 @@ class AutoModel:
             dtype: type of the weights, of those that are not quantised; None keeps the folder's.
             scheme: quantise the weights, one after the other as they are read; None keeps them,
                 quantised or not.
+            maps_bytes: matrices in int8 stay in their file, as `read_tensors` has it; not for a
+                model that is kept as it is.
 
         Raises:
             ValueError: a file or tensor is missing, truncated or unknown; the message says which.
@@ -93,7 +99,7 @@ class AutoModel:
         if used is not None:
             quantize_(model, used)
         further = range(0) if is_ours else huggingface.further_layers(origin, config.n_layers)
-        state = _read_state(folder, config, further)
+        state = _read_state(folder, config, further, maps_bytes)
         if scheme is not None and stored is None:
             state = quantised_tensors(model, state)
         assign_weights(model, state, folder, dtype)
@@ -165,7 +171,9 @@ def write_model(folder: Path, config: Mapping[str, object], state: Mapping[str, 
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_state(folder: Path, config: ModelConfig, further: range) -> Iterator[tuple[str, Tensor]]:
+def _read_state(
+    folder: Path, config: ModelConfig, further: range, maps_bytes: bool
+) -> Iterator[tuple[str, Tensor]]:
     """Yield our names and tensors, without those of the layers `further`.
 
     A tied head that the files hold must equal the embedding.
@@ -173,7 +181,7 @@ def _read_state(folder: Path, config: ModelConfig, further: range) -> Iterator[t
     tied: dict[str, Tensor] = {}
     skipped: set[int] = set()
     for file in weight_files(folder):
-        for disk_name, tensor in read_tensors(file):
+        for disk_name, tensor in read_tensors(file, maps_bytes=maps_bytes):
             name = huggingface.from_disk_name(disk_name)
             if name is None:
                 continue

@@ -290,10 +290,14 @@ def joined(layers: Sequence[nn.Module]) -> nn.Module:
     """One layer whose outputs are those of several alike, one after the other."""
     biases = [layer.bias for layer in layers if isinstance(layer.bias, Tensor)]
     bias = torch.cat(biases).detach() if biases else None
-    weight = torch.cat([_tensor(layer, "weight") for layer in layers])
+    weights = [_tensor(layer, "weight") for layer in layers]
     form = type(layers[0])
     if issubclass(form, W8A8Linear | Int8Linear | Int4Linear):
-        return form(weight, torch.cat([_tensor(layer, "weight_scale") for layer in layers]), bias)
+        scale = torch.cat([_tensor(layer, "weight_scale") for layer in layers])
+        if form is W8A8Linear and why_not_packed() is None:  # without joining them first
+            return PackedLinear(weights, scale, bias)
+        return form(torch.cat(weights), scale, bias)
+    weight = torch.cat(weights)
     with torch.device("meta"):
         linear = Linear(weight.shape[1], weight.shape[0])
     linear.weight = nn.Parameter(weight, requires_grad=False)

@@ -7,6 +7,9 @@
 // N tokens; H and KV heads of width D; O output channels, K inputs, P panels and S steps of packed
 // weights; F width of the MLP.
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <optional>
 #include <tuple>
 
@@ -18,13 +21,31 @@ namespace {
 
 using namespace astrai;
 
-Tensor pack_weight(Tensor weight) {
-  STD_TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous() &&
-                      weight.scalar_type() == ScalarType::Char,
-                  "weight must be (O, K) int8");
-  const int64_t O = weight.size(0), K = weight.size(1);
-  Tensor out = empty({panels_of(O), steps_of(K), kPanel, kStep}, aoti_torch_dtype_uint8());
-  pack(static_cast<const int8_t*>(weight.data_ptr()), O, K, static_cast<uint8_t*>(out.data_ptr()));
+// Pages of 2 MB, if the system has them: fewer to clear, and fewer to look up at each step.
+void prefer_large_pages(void* data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  const uintptr_t page = sysconf(_SC_PAGESIZE), at = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = at / page * page, end = (at + bytes) / page * page;
+  // a wish: what it answers is of no use, for memory without it is the same
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
+}
+
+// Matrices of the same inputs, one below the other: (O, K) each.
+Tensor pack_weights(std::vector<Tensor> weights) {
+  const int64_t K = weights[0].dim() == 2 ? weights[0].size(1) : 0;
+  std::vector<const int8_t*> rows;
+  for (const Tensor& weight : weights) {
+    STD_TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous() && weight.size(1) == K &&
+                        weight.scalar_type() == ScalarType::Char,
+                    "weights must be (O, K) int8, of one K");
+    const auto* first = static_cast<const int8_t*>(weight.data_ptr());
+    for (int64_t o = 0; o < weight.size(0); ++o) rows.push_back(first + o * K);
+  }
+  const int64_t panels = panels_of(rows.size()), steps = steps_of(K);
+  Tensor out = empty({panels, steps, kPanel, kStep}, aoti_torch_dtype_uint8());
+  prefer_large_pages(out.data_ptr(), panels * steps * kPanelStep);
+  pack(rows, K, static_cast<uint8_t*>(out.data_ptr()));
   return out;
 }
 
@@ -158,7 +179,7 @@ void use_threads(int64_t threads) { Team::get().use(threads); }
 
 STABLE_TORCH_LIBRARY(astrai_packed, library) {
   library.def("use_threads(int threads) -> ()");
-  library.def("pack(Tensor weight) -> Tensor");
+  library.def("pack(Tensor[] weights) -> Tensor");
   library.def("lookup(Tensor ids, Tensor packed, Tensor scale, int inputs) -> Tensor");
   library.def("linear(Tensor x, Tensor packed, Tensor scale) -> Tensor");
   library.def("add_linear(Tensor x, Tensor rows, Tensor packed, Tensor scale) -> Tensor");
@@ -171,7 +192,7 @@ STABLE_TORCH_LIBRARY(astrai_packed, library) {
       "Tensor down_scale) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(astrai_packed, CPU, library) {
-  library.impl("pack", TORCH_BOX(&pack_weight));
+  library.impl("pack", TORCH_BOX(&pack_weights));
   library.impl("lookup", TORCH_BOX(&lookup));
   library.impl("linear", TORCH_BOX(&linear));
   library.impl("add_linear", TORCH_BOX(&add_linear));

@@ -7,6 +7,7 @@ N tokens, O outputs, I inputs, P panels of 64 outputs, S steps of 4 inputs.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ class PackedLinear(nn.Module):
     """A `W8A8Linear` whose weight lies in panels.
 
     Args:
-        weight: (O, I) int8.
+        weight: (O, I) int8; or several, whose outputs come one after the other.
         weight_scale: (O,) float32.
         bias: (O,), if there is one.
     """
@@ -32,10 +33,17 @@ class PackedLinear(nn.Module):
 
     scheme = "w8a8"
 
-    def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None):
+    def __init__(
+        self,
+        weight: Tensor | Sequence[Tensor],
+        weight_scale: Tensor,
+        bias: Tensor | None = None,
+    ):
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.register_buffer("weight", torch.ops.astrai_packed.pack(weight.contiguous()))
+        weights = [weight] if isinstance(weight, Tensor) else weight
+        self.out_features, self.in_features = len(weight_scale), weights[0].shape[1]
+        packed = torch.ops.astrai_packed.pack([one.contiguous() for one in weights])
+        self.register_buffer("weight", packed)
         self.register_buffer("weight_scale", weight_scale.clone())
         self.register_buffer("bias", None if bias is None else bias.clone())
         self.is_output = False  # whose numbers are looked at one by one: they stay float32
@@ -89,7 +97,7 @@ def _is_exact() -> bool:
     values[0], values[1], values[2, ::2], values[2, 1::2] = 127, -127, 127, -127
     values[3:, 0] = 127  # a row is rounded by its largest: these stay whole
     weight = torch.cat((values, -values, values, -values, values, -values))
-    packed = torch.ops.astrai_packed.pack(weight.to(torch.int8))
+    packed = torch.ops.astrai_packed.pack([weight.to(torch.int8)])
     ones = torch.ones(len(weight))
     return all(
         torch.equal(

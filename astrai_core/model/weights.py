@@ -7,6 +7,7 @@ random weight where the folder had none.
 import functools
 import io
 import json
+import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,8 @@ _DTYPES = {
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
     "BOOL": torch.bool, "C64": torch.complex64,
 }  # fmt: skip
+_WORTH_MAPPING = 1 << 18
+"""Bytes of a matrix from which it may be a mapping."""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -58,11 +61,17 @@ def weight_files(folder: Path) -> list[Path]:
     raise ValueError(f"{folder} has no {WEIGHTS}: it is not a model folder, or not a whole one")
 
 
-def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(file: Path, *, maps_bytes: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Yield names and tensors of one safetensors file, each in memory of its own.
 
     The bytes are read, not mapped and copied: pages of a mapping would count as memory too, and
     Python's lock is free for others from one end of a tensor to the other.
+
+    Args:
+        file: a safetensors file.
+        maps_bytes: large matrices of int8 stay in the file, each a mapping of its own that goes
+            with its tensor. For who makes something else of them at once: were the file cut short
+            meanwhile, by other means than replacing it, the process would end.
 
     Raises:
         ValueError: the file is truncated or not safetensors.
@@ -79,11 +88,22 @@ def read_tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             if entry["dtype"] not in _DTYPES:
                 raise ValueError(f"{file}: {name} holds numbers of a kind that torch has not")
-            begin, end = entry["data_offsets"]
-            content = torch.empty(end - begin, dtype=torch.uint8)
-            stream.seek(8 + length + begin)
-            _fill(content.numpy().data, stream)
+            begin, end = (8 + length + place for place in entry["data_offsets"])
+            if maps_bytes and entry["dtype"] == "I8" and end - begin >= _WORTH_MAPPING:
+                content = _mapped(stream, begin, end)
+            else:
+                content = torch.empty(end - begin, dtype=torch.uint8)
+                stream.seek(begin)
+                _fill(content.numpy().data, stream)
             yield name, content.view(_DTYPES[entry["dtype"]]).view(entry["shape"])
+
+
+def _mapped(stream: io.FileIO, begin: int, end: int) -> Tensor:
+    """Bytes of a file that the system reads when they are looked at, from now on."""
+    first = begin - begin % mmap.ALLOCATIONGRANULARITY
+    mapping = mmap.mmap(stream.fileno(), end - first, access=mmap.ACCESS_COPY, offset=first)
+    mapping.madvise(mmap.MADV_WILLNEED)
+    return torch.frombuffer(mapping, dtype=torch.uint8, offset=begin - first, count=end - begin)
 
 
 def _fill(content: memoryview, stream: io.RawIOBase) -> None:

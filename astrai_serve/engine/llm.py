@@ -12,10 +12,8 @@ from pathlib import Path
 import torch
 
 from astrai_core.generation import Completion, FinishReason, GenerationEngine, SamplingParams
-from astrai_core.model import AutoModel, Transformer
-from astrai_core.model.allocator import large_blocks_returned
-from astrai_core.model.fusion import fuse_
-from astrai_core.model.lora import merge_lora
+from astrai_core.model import Transformer
+from astrai_core.model.inference import read_fused
 from astrai_core.model.quantization import Scheme
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_serve.engine.config import EngineConfig
@@ -173,10 +171,7 @@ def load(
     if isinstance(model, Transformer):
         return model, tokenizer
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
-    with large_blocks_returned():
-        model = AutoModel.from_pretrained(model, dtype, weights)
-        merge_lora(model)
-        return fuse_(model), tokenizer
+    return read_fused(model, dtype, weights), tokenizer
 
 
 def default_params(model: str | Path | Transformer) -> SamplingParams:

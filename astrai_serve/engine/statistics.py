@@ -14,6 +14,7 @@ _TOKENS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65
 # how much of what is known is left after a step, or an answer, was added to it
 _STEP_MEMORY = 0.98
 _ANSWER_MEMORY = 0.9
+_EXPECTED_TOKENS = 16  # what a speed counts for that no step has told
 
 
 class Histogram:
@@ -80,6 +81,12 @@ class Statistics:
     def histograms(self) -> dict[str, Histogram]:
         """All histograms by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Histogram)}
+
+    def expect(self, prefill: float, decode: float) -> None:
+        """Take tokens a second that were measured otherwise, until steps have told better."""
+        for rate, expected in ((self.prefill, prefill), (self.decode, decode)):
+            if rate.per_second is None:
+                rate.add(_EXPECTED_TOKENS, _EXPECTED_TOKENS / expected)
 
     def step(self, num_prompt_tokens: int, num_decoded: int, seconds: float) -> None:
         """Count a step."""

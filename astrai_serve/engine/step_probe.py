@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
@@ -24,6 +24,22 @@ SLOW_SECONDS = 0.5
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 15
 _TOKENS = 128  # of a context that is there, and of a prompt
 _NUM_TASKS = 8
+
+
+class Speeds(NamedTuple):
+    """Tokens a second of each kind of step."""
+
+    alone: float
+    """Of one task's answer."""
+    several: float
+    """Of the answers of several tasks, together."""
+    prompt: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.prompt:,.0f} prompt tokens/s, {self.alone:,.0f} tokens/s of an answer alone, "
+            f"{self.several:,.0f} of several at once"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +91,10 @@ class StepProbe:
         self._chunk = min(_TOKENS, room, config.max_step_tokens)
         self._num_tasks = min(_NUM_TASKS, config.max_running_tasks)
 
-    def speeds(self, times: Mapping[int, Sequence[float]]) -> dict[int, tuple[float, float, float]]:
+    def speeds(self, times: Mapping[int, Sequence[float]]) -> dict[int, Speeds]:
         """Tokens/s of each kind of step, from its seconds."""
         return {
-            threads: (1 / alone, self._num_tasks / several, self._chunk / prompt)
+            threads: Speeds(1 / alone, self._num_tasks / several, self._chunk / prompt)
             for threads, (alone, several, prompt) in times.items()
         }
 

@@ -13,7 +13,7 @@ import math
 import os
 import statistics
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
 import torch
@@ -25,7 +25,7 @@ from astrai_serve.engine import tuning_cache
 from astrai_serve.engine.config import EngineConfig
 from astrai_serve.engine.machine import Cores, cores, processor
 from astrai_serve.engine.native_attention import why_not_native
-from astrai_serve.engine.step_probe import Clocks, Samples, StepProbe, measuring
+from astrai_serve.engine.step_probe import Clocks, Samples, Speeds, StepProbe, measuring
 
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 NEARLY = 1.03
@@ -44,10 +44,15 @@ class ThreadChoice:
     threads: int
     why: str
     """In words, for people."""
-    speeds: Mapping[int, tuple[float, float, float]]
-    """For each count that was tried, tokens/s of one task, of several and of a prompt."""
+    speeds: Mapping[int, Speeds]
+    """For each count that was tried."""
     is_guess: bool = False
-    """Nobody asked for it, and it has not been measured: `measured_threads` would."""
+    """Nobody asked for it, and it has not been measured."""
+
+    @property
+    def speed(self) -> Speeds | None:
+        """Of so many threads, if they were tried."""
+        return self.speeds.get(self.threads)
 
     def __str__(self) -> str:
         told = [
@@ -153,35 +158,42 @@ def choose_threads(
     return ThreadChoice(threads=threads, why=why, speeds=StepProbe(model, config).speeds(times))
 
 
-def measured_threads(
+def measured(
     model: Transformer,
     config: EngineConfig,
+    choice: ThreadChoice,
     *,
     machine: Cores | None = None,
     clocks: Clocks | None = None,
 ) -> Generator[None, None, ThreadChoice]:
-    """Measure how many threads are best and keep it for later starts; a step for each `next`.
+    """Measure what is not known of a choice; a step for each `next`.
 
-    The steps are computed in the thread that asks, which is the engine's: another one would keep a
-    pool of threads that spins beside the engine's. How many threads compute is not as before then.
+    Of a guess, how many threads are best, which is kept for later starts; of another one, how fast
+    it is. The steps are computed in the thread that asks, which is the engine's: another one would
+    keep a pool of threads that spins beside the engine's. How many threads compute is not as before
+    then.
 
     Args:
         model: as it runs, in evaluation mode.
         config: the engine's settings as `choose_threads` had them.
+        choice: its answer.
         machine: its cores; None looks at this one.
         clocks: what times the steps; tests pass their own.
 
     Returns:
-        The best count, or again a guess where the times say nothing.
+        A choice with its speeds; without, and a guess again, where the times say nothing.
     """
     machine = machine or cores()
-    counts, native, samples = candidates(machine), is_native(model), Samples()
-    probe = StepProbe(model, config)
+    counts = candidates(machine) if choice.is_guess else [choice.threads]
+    native, samples, probe = is_native(model), Samples(), StepProbe(model, config)
     yield from measuring(probe, counts, lambda n: use_threads(n, native), samples, clocks)
-    if (unsound := why_unsound(samples)) is not None:
+    unsound = why_unsound(samples)
+    times = {n: [min(seconds) for seconds in row] for n, row in samples.times.items()}
+    if not choice.is_guess:
+        return choice if unsound else replace(choice, speeds=probe.speeds(times))
+    if unsound is not None:
         threads, why = min(machine.physical, machine.most), f"one a core, for {unsound}"
         return ThreadChoice(threads=threads, why=why, speeds={}, is_guess=True)
-    times = {n: [min(seconds) for seconds in row] for n, row in samples.times.items()}
     threads = best(times)
     result = {"threads": threads, "times": {str(n): row for n, row in times.items()}}
     tuning_cache.write(_facts(model, config, machine), result)

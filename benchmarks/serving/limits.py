@@ -18,7 +18,7 @@ def limits() -> dict[str, float]:
     seconds = [_best(lambda: torch._int_mm(bytes_, bytes_))]  # pyright: ignore
     numbers = torch.rand(size, size)
     if why_not_packed() is None:
-        packed, ones = torch.ops.astrai_packed.pack(bytes_), torch.ones(size)
+        packed, ones = torch.ops.astrai_packed.pack([bytes_]), torch.ones(size)
         seconds.append(_best(lambda: torch.ops.astrai_packed.linear(numbers, packed, ones)))
     found["int8_gops"] = 2 * size**3 / min(seconds) / 1e9
     found["float32_gflops"] = 2 * size**3 / _best(lambda: numbers @ numbers) / 1e9

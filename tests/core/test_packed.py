@@ -29,6 +29,19 @@ def layer_of(outputs, inputs):
     return weight, scale[:, 0].contiguous()
 
 
+@pytest.mark.parametrize("sizes", [(64, 64), (48, 16, 16), (5, 70, 1), (130,)])
+def test_matrices_are_packed_as_if_they_were_one(sizes):
+    weights = [torch.randint(-127, 128, (size, 77), dtype=torch.int8) for size in sizes]
+    several = torch.ops.astrai_packed.pack(weights)
+    assert torch.equal(several, torch.ops.astrai_packed.pack([torch.cat(weights)]))
+
+
+def test_matrices_that_do_not_fit_together_are_refused():
+    weights = [torch.zeros(2, width, dtype=torch.int8) for width in (3, 4)]
+    with pytest.raises(RuntimeError, match="of one K"):
+        torch.ops.astrai_packed.pack(weights)
+
+
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 def test_products_are_exact(outputs, inputs):
     weight, _ = layer_of(outputs, inputs)

@@ -1,5 +1,6 @@
 import json
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,6 +137,25 @@ def test_views_and_empty_tensors_are_written(tmp_path):
     write_tensors(tmp_path / "x.safetensors", tensors)
     back = dict(read_tensors(tmp_path / "x.safetensors"))
     assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
+
+
+def test_large_bytes_may_stay_in_the_file_and_are_not_written_back(tmp_path):
+    file = tmp_path / "x.safetensors"
+    written = {"odd": torch.ones(3, dtype=torch.int8), "large": torch.ones(600, 700).to(torch.int8)}
+    write_tensors(file, written)
+    content = file.read_bytes()
+    read = dict(read_tensors(file, maps_bytes=True))
+    assert all(torch.equal(read[name], tensor) for name, tensor in written.items())
+    assert maps_of(file) == 1
+    read["large"][0] = 7
+    assert file.read_bytes() == content
+    read.clear()
+    assert maps_of(file) == 0
+
+
+def maps_of(file):
+    """How many mappings of the file this process has."""
+    return Path("/proc/self/maps").read_text().count(str(file))
 
 
 def test_every_kind_and_shape_is_read_as_it_was_written(tmp_path):

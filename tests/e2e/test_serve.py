@@ -198,6 +198,8 @@ def test_what_is_streamed_is_what_is_answered_whole(running):
 def test_an_idle_server_does_no_work(running):
     psutil = pytest.importorskip("psutil")
     process = psutil.Process(running.process.pid)
+    # the last thing that it does by itself
+    assert any(line.startswith("  speed ") for line in iter(running.process.stdout.readline, ""))
     time.sleep(0.2)
     before = sum(process.cpu_times()[:2])
     time.sleep(1.0)

@@ -54,8 +54,9 @@ inline int64_t weight_at(int64_t steps, int64_t channel, int64_t input) {
          input % kBlockInputs / kStep * kSide * kStep + c % kSide * kStep + input % kStep;
 }
 
-inline void pack(const int8_t* weight, int64_t channels, int64_t inputs, uint8_t* packed) {
-  const int64_t steps = steps_of(inputs);
+// `rows` holds where the weights of each channel begin.
+inline void pack(const std::vector<const int8_t*>& rows, int64_t inputs, uint8_t* packed) {
+  const int64_t steps = steps_of(inputs), channels = rows.size();
   share(panels_of(channels) * 4, 1, [&](int64_t quarter, int64_t last) {
     for (; quarter < last; ++quarter) {
       uint8_t* to = packed + quarter / 4 * steps * kPanelStep;
@@ -67,9 +68,8 @@ inline void pack(const int8_t* weight, int64_t channels, int64_t inputs, uint8_t
         __m512i square[kSide];
 #pragma GCC unroll 16
         for (int64_t i = 0; i < kSide; ++i)
-          square[i] = i < count
-                          ? _mm512_maskz_loadu_epi8(exists, weight + (first + i) * inputs + k)
-                          : _mm512_setzero_si512();
+          square[i] = i < count ? _mm512_maskz_loadu_epi8(exists, rows[first + i] + k)
+                                : _mm512_setzero_si512();
         turn_square(square);
         uint8_t* at = to + square_at(steps, block, quarter % 4);
 #pragma GCC unroll 16

@@ -35,6 +35,17 @@ def test_a_rate_follows_what_was_seen_of_late():
     assert rate.per_second == pytest.approx(50, rel=1e-3)
 
 
+def test_an_expected_speed_holds_until_steps_tell_another():
+    statistics = Statistics()
+    statistics.step(100, 0, 1.0)
+    statistics.expect(prefill=7, decode=50)
+    assert statistics.prefill.per_second == 100
+    assert statistics.decode.per_second == pytest.approx(50)
+    for _ in range(200):
+        statistics.step(0, 8, 0.1)
+    assert statistics.decode.per_second == pytest.approx(80, rel=0.01)
+
+
 def test_prefill_is_timed_without_what_was_decoded_beside_it():
     seen = Statistics()
     seen.step(0, 10, 1.0)  # ten tokens a second

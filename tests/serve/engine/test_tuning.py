@@ -31,7 +31,7 @@ from astrai_serve.engine.tuning import (
     candidates,
     choose_threads,
     is_native,
-    measured_threads,
+    measured,
     why_unsound,
 )
 
@@ -203,9 +203,12 @@ def choose(model, machine=None, **settings):
     """What a server computes on when it has been idle for a while."""
     config, machine = EngineConfig(**settings), machine or cores_of(2)
     choice = choose_threads(model, config, machine=machine)
-    if not choice.is_guess:
-        return choice
-    work = measured_threads(model, config, machine=machine)
+    return (
+        choice if not choice.is_guess else end_of(measured(model, config, choice, machine=machine))
+    )
+
+
+def end_of(work):
     while True:
         try:
             next(work)
@@ -236,6 +239,17 @@ def test_the_second_start_reads_what_the_first_one_measured(model, cache, probes
     choose(model.bfloat16())
     choose(model, cores_of(2, quota=2.0))
     assert len(probes) == 4  # of another context, precision and quota nothing was known
+
+
+def test_of_a_count_that_was_asked_for_the_speed_alone_is_measured(model, cache, probes):
+    config = EngineConfig(num_threads=2)
+    choice = choose_threads(model, config, machine=cores_of(4))
+    assert choice.speed is None
+    known = end_of(measured(model, config, choice, machine=cores_of(4)))
+    assert (known.threads, known.why, known.is_guess) == (2, "as asked for", False)
+    assert known.speed == pytest.approx((200, 800, 64 / 0.02))
+    assert set(known.speeds) == {2}
+    assert not cache.exists()
 
 
 @pytest.mark.parametrize(
