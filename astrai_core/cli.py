@@ -4,7 +4,6 @@ Here options become calls; the work itself stands in a file of its own for each 
 only when it is asked for, so that help and errors come at once.
 """
 
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from astrai_core.command_line import CommandLineError, parse_one, told
+from astrai_core.nearest_name import did_you_mean
 
 PROGRAM = "astrai-model"
 
@@ -122,8 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0 if given else 2)
     command, *rest = given
     if command not in _COMMANDS:
-        near = difflib.get_close_matches(command, _COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(command, _COMMANDS)
         _fail(f"{command} is not a command{hint}; there are {', '.join(_COMMANDS)}", status=2)
     options_type, run = _COMMANDS[command]
     try:

@@ -7,7 +7,6 @@ the way out.
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import importlib.metadata
 import json
@@ -23,6 +22,8 @@ from typing import Literal, TypeVar
 
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, set_parsing_settings
+
+from astrai_core.nearest_name import did_you_mean
 
 First = TypeVar("First")
 Second = TypeVar("Second")
@@ -197,8 +198,7 @@ def _line(message: str, kinds: dict[str, object], program: str) -> str:
         if not given.startswith("-"):
             return f"{given} is not an option; options start with -- ({program} --help lists them)"
         name = given.lstrip("-").partition("=")[0].replace("-", "_")
-        near = difflib.get_close_matches(name, kinds, n=1, cutoff=0.5)
-        hint = f"; did you mean --{near[0]}?" if near else ""
+        hint = did_you_mean(name, kinds, prefix="--", cutoff=0.5)
         return f"unknown option {given}{hint} ({program} --help lists all)"
     if found := re.match(r"Option '(\w+)' is required", message):
         return f"--{found[1]} is required ({program} --help lists all options)"

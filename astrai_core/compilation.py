@@ -37,8 +37,13 @@ def _failure(compiler: str, headers: Path) -> str | None:
         )
         if done.returncode == 0 and made.is_file():
             return None
-    said = [line for line in done.stderr.splitlines() if "error" in line]
-    return f"a C++ compiler that fails ({compiler}{': ' + said[0] if said else ''})"
+    said = first_error(done.stderr)
+    return f"a C++ compiler that fails ({compiler}{': ' + said if said else ''})"
+
+
+def first_error(output: str) -> str:
+    """The first line of a compiler's output that speaks of an error; empty where none does."""
+    return next((line for line in output.splitlines() if "error" in line), "")
 
 
 def use_private_cache() -> Path:

@@ -1,11 +1,12 @@
 """What jsonargparse says of a wrong option, on a screen, as one line that a person can act on."""
 
-import difflib
+import functools
 import inspect
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pydoc import locate
+
+from astrai_core.nearest_name import did_you_mean
 
 _KEY = re.compile(r'Parser key "([\w.]+)":')
 _CLASS = re.compile(r"Problem with given class_path '([\w.]+)':")
@@ -37,6 +38,8 @@ _WORDS = {
     "dict": "a mapping",
     "NoneType": "null",
 }
+# of a class's many options one or another is always a little alike
+_nearest = functools.partial(did_you_mean, cutoff=0.7)
 
 
 @dataclass
@@ -89,7 +92,7 @@ class _Reading:
             return f"{name} is not an option; options start with --"
         inner = ".".join([*self.path, name.lstrip("-")])
         section, _, last = inner.partition(".")
-        hint = _nearest(last, _options_of(_SECTIONS.get(section, "")), f"--{section}.")
+        hint = _nearest(last, _options_of(_SECTIONS.get(section, "")), prefix=f"--{section}.")
         return f"unknown option --{inner}{hint}"
 
 
@@ -109,11 +112,6 @@ def explain(message: str) -> str:
         value = f", not {reading.given}" if reading.given else ""
         return f"{reading.option} must be {' or '.join(wanted)}{value}"
     return " ".join(message.split())
-
-
-def _nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.7)
-    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _options_of(path: str) -> list[str]:

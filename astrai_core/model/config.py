@@ -4,7 +4,6 @@ Everything is checked once, here; the modules trust it.
 """
 
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Literal, TypeGuard, cast
 
 from astrai_core.model.rope_scaling import RopeScaling
+from astrai_core.nearest_name import did_you_mean
 
 MODEL_TYPE = "astrai"
 _MOE_FIELDS = (
@@ -321,9 +321,7 @@ class ModelConfig:
 def _refuse_unknown(kind: str, given: Mapping[str, object], known: set[str]) -> None:
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"unknown {kind} {name!r}{hint}")
+            raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, known)}")
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

@@ -4,7 +4,6 @@ Nothing here needs torch, so that each command starts at once.
 """
 
 import contextlib
-import difflib
 import json
 import logging
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from astrai_core.command_line import CommandLineError, needs_extra, parse_one, told
+from astrai_core.nearest_name import did_you_mean
 from astrai_train.data.duplicates import Duplicates
 from astrai_train.data.record import Record, Stage
 from astrai_train.data.records import Unusable, find_files, guess_stage, read_records
@@ -214,8 +214,7 @@ def _help() -> str:
 
 def _parse(command: str, arguments: list[str]) -> Options:
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(command, COMMANDS)
         raise CommandLineError(f"no command {command}{hint} ({PROGRAM} --help lists all)")
     if command == "inspect" and arguments and not arguments[0].startswith("-"):
         arguments = ["--input", *arguments]

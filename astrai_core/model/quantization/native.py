@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from astrai_core.compilation import private_cache
+from astrai_core.compilation import first_error, private_cache
 
 _SOURCE = Path(__file__).with_name("linear.cpp")
 _FLAGS = (
@@ -105,8 +105,7 @@ def _compile(library: Path, source: Path) -> None:
         except subprocess.TimeoutExpired as error:
             raise NativeError(f"{compiler} took longer than {_SECONDS} s") from error
         if done.returncode != 0:
-            lines = [line for line in done.stderr.splitlines() if "error" in line]
-            said = (lines or ["no message"])[0]
+            said = first_error(done.stderr) or "no message"
             raise NativeError(f"{compiler} failed: {said}; install g++ for full speed")
         made.replace(library)
 
