@@ -1,6 +1,6 @@
 """Packed W8A8 layers: whole numbers against 64-bit arithmetic, and rows that stand alone."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,17 +10,12 @@ from astrai_core.model.packed import PackedEmbedding, PackedLinear
 from astrai_core.model.quantization import QuantisedEmbedding, W8A8Linear
 from astrai_core.model.quantization.rounding import quantize_rows
 
-pytestmark = pytest.mark.skipif(
-    packed.why_not_packed() is not None, reason=str(packed.why_not_packed())
-)
+WHY_NOT = packed.why_not_packed()
+pytestmark = [
+    pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
+    pytest.mark.usefixtures("packed_threads"),
+]
 SHAPES = [(1, 1), (64, 64), (70, 33), (200, 329)]  # outputs, inputs
-
-
-@pytest.fixture(params=[1, 3], ids=["alone", "three threads"], autouse=True)
-def threads(request):
-    torch.ops.astrai_packed.use_threads(request.param)
-    yield
-    torch.ops.astrai_packed.use_threads(0)  # torch's number again
 
 
 def layer_of(outputs, inputs):
@@ -111,14 +106,7 @@ def test_an_embedding_looks_up_what_it_multiplies_by():
 
 def test_two_callers_at_once_share_the_team():
     layer, x = PackedLinear(*layer_of(640, 512)), torch.randn(64, 512)
-    wanted, wrong = layer(x), []
-
-    def call():
-        wrong.extend(n for n in range(200) if not torch.equal(layer(x), wanted))
-
-    callers = [threading.Thread(target=call) for _ in range(2)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert not wrong
+    wanted = layer(x)
+    with ThreadPoolExecutor(2) as callers:
+        is_equal = callers.map(lambda _: torch.equal(layer(x), wanted), range(400))
+    assert all(is_equal)

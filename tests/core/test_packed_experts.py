@@ -1,24 +1,28 @@
 """Packed experts: the layer they are made of, what is read, and rows that stand alone."""
 
-import threading
+import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 
-from astrai_core.model import ModelConfig, Transformer
-from astrai_core.model.fusion import FusedBlock, packed_moe, why_not_fused
+from astrai_core.model.fusion import packed_moe, why_not_fused
 from astrai_core.model.packed import PackedLinear
 from astrai_core.model.packed_experts import PackedMoE, why_not_packed_experts
-from astrai_core.model.quantization import quantize_
 from astrai_core.model.rowwise import RowwiseMoE
 
+from .noisy_block import noisy_block
+
 WHY_NOT = why_not_fused() or why_not_packed_experts()
-pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
-SHAPE: dict[str, Any] = {
-    "vocab_size": 8, "dim": 96, "n_layers": 1, "dim_ffn": 32, "n_heads": 2, "max_len": 8,
-    "ffn_type": "moe", "n_routed_experts": 12, "n_activated_experts": 3, "dim_ffn_expert": 40,
-}  # fmt: skip
+pytestmark = [
+    pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
+    pytest.mark.usefixtures("packed_threads"),
+]
+block_of = functools.partial(
+    noisy_block, n_heads=2, ffn_type="moe", n_routed_experts=12, n_activated_experts=3,
+    dim_ffn_expert=40,
+)  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {
     "softmax": {},
     "normed, shared": {"norm_topk_prob": True, "n_shared_experts": 2},
@@ -32,23 +36,6 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "sigmoid with a bias": {"moe_scoring": "sigmoid", "moe_topk_method": "noaux_tc"},
 }  # fmt: skip
-
-
-@pytest.fixture(params=[1, 3], ids=["alone", "three threads"], autouse=True)
-def threads(request):
-    torch.ops.astrai_packed.use_threads(request.param)
-    with torch.inference_mode():
-        yield
-    torch.ops.astrai_packed.use_threads(0)
-
-
-def block_of(dtype=torch.float32, **changes):
-    torch.manual_seed(0)
-    model = Transformer(ModelConfig(**SHAPE, **changes)).eval()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        tensor.data += torch.randn_like(tensor) * (0.5 if ".gate." in name else 0.1)
-    quantize_(model.to(dtype), "w8a8")
-    return FusedBlock(model.get_submodule("layers.0"))  # pyright: ignore[reportArgumentType]
 
 
 def feed_of(block):
@@ -155,14 +142,7 @@ def test_experts_with_biases_stay_with_single_operators():
 
 def test_two_callers_at_once_share_the_team():
     (feed, _), x = feed_of(block_of(n_shared_experts=1)), rows_of(40)
-    wanted, wrong = feed(x, None), []
-
-    def call():
-        wrong.extend(n for n in range(100) if not torch.equal(feed(x, None), wanted))
-
-    callers = [threading.Thread(target=call) for _ in range(2)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    assert not wrong
+    wanted = feed(x, None)
+    with ThreadPoolExecutor(2) as callers:
+        is_equal = callers.map(lambda _: torch.equal(feed(x, None), wanted), range(200))
+    assert all(is_equal)

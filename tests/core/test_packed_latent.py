@@ -1,5 +1,6 @@
 """Packed latent attention: the layers it is made of, and rows that stand alone."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -12,13 +13,18 @@ from astrai_core.model.packed_latent import PackedMLA, why_not_packed_latent
 from astrai_core.model.quantization import quantize_
 from astrai_core.model.rowwise import RowwiseMLA
 
+from .noisy_block import SMALL, noisy_block
+
 WHY_NOT = why_not_fused() or why_not_packed_latent()
-pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+pytestmark = [
+    pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
+    pytest.mark.usefixtures("packed_threads"),
+]
 SHAPE: dict[str, Any] = {
-    "vocab_size": 8, "dim": 96, "n_layers": 1, "dim_ffn": 32, "n_heads": 3, "max_len": 8,
-    "attn_type": "mla", "use_qk_norm": False, "kv_lora_rank": 72, "qk_nope_head_dim": 20,
-    "qk_rope_head_dim": 12, "v_head_dim": 40,
+    "n_heads": 3, "attn_type": "mla", "use_qk_norm": False, "kv_lora_rank": 72,
+    "qk_nope_head_dim": 20, "qk_rope_head_dim": 12, "v_head_dim": 40,
 }  # fmt: skip
+block_of = functools.partial(noisy_block, **SHAPE)
 KINDS: dict[str, dict[str, Any]] = {
     "direct": {},
     "latent queries, interleaved": {"q_lora_rank": 56, "rope_interleaved": True},
@@ -32,23 +38,6 @@ class Own(AttentionContext):
         assert isinstance(v, int)
         score = (q.double() * k.double()).sum(-1, keepdim=True) * scale
         return (score.sigmoid() * k.double())[..., :v].to(q.dtype)
-
-
-@pytest.fixture(params=[1, 3], ids=["alone", "three threads"], autouse=True)
-def threads(request):
-    torch.ops.astrai_packed.use_threads(request.param)
-    with torch.inference_mode():
-        yield
-    torch.ops.astrai_packed.use_threads(0)
-
-
-def block_of(dtype=torch.float32, **changes):
-    torch.manual_seed(0)
-    model = Transformer(ModelConfig(**SHAPE, **changes)).eval()
-    for parameter in model.parameters():
-        parameter.data += torch.randn_like(parameter) * 0.1
-    quantize_(model.to(dtype), "w8a8")
-    return FusedBlock(model.get_submodule("layers.0"))  # pyright: ignore[reportArgumentType]
 
 
 def inputs(count, dtype=torch.float32):
@@ -117,7 +106,7 @@ def test_gates_and_biases_stay_with_single_operators(changes):
 def test_a_folded_head_is_the_product_it_stands_for():
     """The queries of a head, against the layers of `MLA` in 64 bits."""
     torch.manual_seed(0)
-    plain = Transformer(ModelConfig(**SHAPE)).eval()
+    plain = Transformer(ModelConfig(**SMALL, **SHAPE)).eval()
     layer = plain.get_submodule("layers.0.self_attn")
     assert isinstance(layer, MLA)
     to_key = layer.kv_b_proj.weight.detach().view(3, 60, 72)[:, :20].double()  # (H, P, r)
