@@ -35,6 +35,7 @@ from astrai_train.callbacks.checkpoint import (
     has_state,
 )
 from astrai_train.callbacks.layout import Layout
+from astrai_train.callbacks.memory import FreeMemory
 from astrai_train.callbacks.predictions import PREDICTIONS, Predictions
 from astrai_train.callbacks.preemption import Preemption
 from astrai_train.callbacks.progress import progress
@@ -170,7 +171,7 @@ class Run(LightningCLI):
         checkpoint = self._get(self.config_init, "checkpoint")
         limit = None if given.max_time is None else Timer(given.max_time).time_remaining()
         self.preemption = Preemption(checkpoint, limit)
-        callbacks = [*_listed(given.callbacks), Resume(), self.preemption]
+        callbacks = [*_listed(given.callbacks), Resume(), self.preemption, FreeMemory()]
         if self.subcommand == "predict":
             callbacks.append(Predictions())
         if given.enable_progress_bar is not False and not given.barebones:

@@ -1,19 +1,40 @@
-"""The C library's allocator while weights are read: what is freed goes back to the system.
+"""The C library's allocator: what is freed goes back to the system.
 
 glibc takes blocks of up to 32 MB from its heap once larger ones have been freed, and a heap shrinks
 at its end only. While a model is read, its matrices are copied once or twice, joined and packed,
 and the holes that their first forms leave would stay with the process: a third of the weights.
+Steps of training leave holes likewise.
 """
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _OWN_MAPPING = 256 * 1024
 """Bytes from which a block is a mapping of its own meanwhile: all of a model but its vectors."""
 _LARGEST = 32 * 1024 * 1024
 """What glibc's threshold grows to by itself; for steps, whose buffers are worth keeping."""
+
+
+def return_free_memory() -> bool:
+    """Give the holes of the heap back; False where there is no glibc, and nothing is done."""
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "malloc_trim"):
+        return False
+    library.malloc_trim(0)
+    return True
+
+
+def resident_memory() -> int | None:
+    """Bytes of memory that this process has; None where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except FileNotFoundError:  # no Linux
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @contextmanager
