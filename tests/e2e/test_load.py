@@ -5,26 +5,18 @@ Nobody may hear an error but 429, and what is left at the end is what was there 
 
 import asyncio
 import json
-import os
 import random
-import re
 import signal
-import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx2
 import psutil
 import pytest
-import torch
 
-from astrai_core.model import AutoModel, ModelConfig
-from astrai_core.tokenizer import AutoTokenizer
+from .server_process import ServerProcess, write_model
 
-COMMAND = Path(sys.executable).parent / "astrai-serve"
 TEXTS = ["你好，世界！今天天气很好。", "hello world, the weather is fine today"]
 LEAVE = 0.3
 GROWTH_MIB = 24
@@ -34,43 +26,15 @@ GROWTH_MIB = 24
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "small"
-    tokenizer = AutoTokenizer.train(TEXTS * 20, 320)
-    torch.manual_seed(0)
-    shape = ModelConfig(
-        vocab_size=320, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, dim_ffn=96, max_len=512
-    )
-    AutoModel.save_pretrained(AutoModel.from_config(shape).eval(), folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_model(folder, TEXTS, dim=64, n_layers=2, n_kv_heads=2, dim_ffn=96, max_len=512)
 
 
 @pytest.fixture
 def process(model_folder):
-    """The server, and the address where it listens."""
-    options = ["--port", "0", "--num-pages", "96", "--max-queued-tasks", "128"]
-    with subprocess.Popen(
-        [COMMAND, "--model", model_folder, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    ) as server:
-        assert server.stdout is not None
-        report = ""
-        for line in server.stdout:
-            report += line
-            if line.startswith("  stop "):
-                break
-        found = re.search(r"http://[\w.:]+", report)
-        assert found, report
-        # a pipe that nobody reads would hold the server up as soon as it is full of log
-        log: list[str] = []
-        reading = threading.Thread(target=lambda: log.extend(server.stdout or ()))
-        reading.start()
-        yield server, found[0]
-        server.kill()
-        reading.join()
-        assert log == [], f"the server logs of trouble: {''.join(log)[:2000]}"
+    options = ("--num-pages", 96, "--max-queued-tasks", 128)
+    with ServerProcess(model_folder, *options) as process:
+        yield process
+    assert process.log == [], f"the server logs of trouble: {''.join(process.log)[:2000]}"
 
 
 @dataclass
@@ -145,19 +109,19 @@ async def ask(http, path, body, tally, num_lines):
         tally.num_whole += 1
 
 
-async def watch(server, tally, deadline):
+async def watch(pid, tally, deadline):
     while time.monotonic() < deadline:
-        tally.memory.append(psutil.Process(server.pid).memory_info().rss >> 20)
+        tally.memory.append(psutil.Process(pid).memory_info().rss >> 20)
         await asyncio.sleep(0.5)
 
 
-async def load(server, url, num_clients, seconds):
+async def load(process, num_clients, seconds):
     tally = Tally()
     deadline = time.monotonic() + seconds
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=num_clients)
-    async with httpx2.AsyncClient(base_url=url, timeout=120, limits=limits) as http:
+    async with httpx2.AsyncClient(base_url=process.url, timeout=120, limits=limits) as http:
         clients = [client(http, random.Random(n), tally, deadline) for n in range(num_clients)]
-        await asyncio.gather(watch(server, tally, deadline), *clients)
+        await asyncio.gather(watch(process.process.pid, tally, deadline), *clients)
     return tally
 
 
@@ -175,11 +139,10 @@ def metrics(url):
     [(40, 10), pytest.param(200, 120, marks=[pytest.mark.slow, pytest.mark.timeout(600)])],
 )
 def test_nobody_hears_an_error_and_nothing_is_left(process, num_clients, seconds):
-    server, url = process
-    tally = asyncio.run(load(server, url, num_clients, seconds))
-    counts = metrics(url)
+    tally = asyncio.run(load(process, num_clients, seconds))
+    counts = metrics(process.url)
     for _ in range(200):
-        counts = metrics(url)
+        counts = metrics(process.url)
         if not counts["astrai:num_requests_running"] + counts["astrai:num_requests_waiting"]:
             break
         time.sleep(0.1)
@@ -210,6 +173,6 @@ def test_nobody_hears_an_error_and_nothing_is_left(process, num_clients, seconds
     assert counts['astrai:requests_cancelled_total{reason="disconnect"}'] > 0
     settled = memory[len(memory) // 4 :]
     assert max(settled[-5:]) <= settled[0] + GROWTH_MIB, f"memory grows: {memory}"
-    assert httpx2.get(f"{url}/health", timeout=60).status_code == 200
-    server.send_signal(signal.SIGTERM)
-    assert server.wait(30) == 0
+    assert httpx2.get(f"{process.url}/health", timeout=60).status_code == 200
+    process.send(signal.SIGTERM)
+    assert process.wait(30)[0] == 0

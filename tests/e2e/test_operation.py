@@ -9,23 +9,15 @@ import time
 import anthropic
 import httpx2
 import pytest
-import torch
 
-from astrai_core.model import AutoModel, ModelConfig
-from astrai_core.tokenizer import AutoTokenizer
-
-from .test_serve import ENDLESS, HI, TEXTS, Process, Reader, client_of
+from .server_process import ServerProcess, write_model
+from .test_serve import ENDLESS, HI, Reader, client_of
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = AutoTokenizer.train(TEXTS * 20, 320)
-    torch.manual_seed(0)
-    shape = ModelConfig(vocab_size=320, dim=32, n_layers=1, n_heads=4, dim_ffn=64, max_len=1024)
-    AutoModel.save_pretrained(AutoModel.from_config(shape).eval(), folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_model(folder, dim=32, n_layers=1, dim_ffn=64, max_len=1024)
 
 
 TOOL = {
@@ -40,8 +32,10 @@ TOOL = {
 
 
 def test_a_second_signal_ends_a_drain(model_folder):
-    options = ("--model", model_folder, "--port", 0, "--drain-seconds", 600)
-    with Process(*options) as process, client_of(process) as client:
+    with (
+        ServerProcess(model_folder, "--drain-seconds", 600) as process,
+        client_of(process) as client,
+    ):
         stream = client.chat.completions.create(
             model="tiny", messages=HI, stream=True, max_tokens=230, n=32, extra_body=ENDLESS
         )
@@ -66,8 +60,8 @@ def test_a_forced_call_and_a_log_of_objects_over_https(model_folder, tmp_path):
     if made.returncode:
         pytest.skip("openssl is not here to make a certificate")
     tls = ("--tls-certificate", certificate, "--tls-key", key, "--host", "localhost")
-    options = ("--model", model_folder, "--port", 0, "--access-log", "true", "--log-format", "json")
-    with Process(*options, *tls) as process:
+    options = ("--access-log", "true", "--log-format", "json")
+    with ServerProcess(model_folder, *options, *tls) as process:
         assert process.url.startswith("https://localhost:")
         trust = ssl.create_default_context(cafile=str(certificate))
         http = anthropic.DefaultHttpxClient(verify=trust)

@@ -2,14 +2,9 @@
 
 import contextlib
 import json
-import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -20,73 +15,18 @@ import torch
 from astrai_core.model import AutoModel, ModelConfig
 from astrai_core.tokenizer import AutoTokenizer
 
+from .server_process import ServerProcess, write_model
+
 HI: Any = [{"role": "user", "content": "你好"}]
 ENDLESS = {"ignore_eos": True}
-TEXTS = [
-    "你好，世界！今天天气很好。",
-    "hello world, the weather is fine today",
-    "😀 北京 2 + 2 = 4",
-]
-COMMAND = Path(sys.executable).parent / "astrai-serve"
 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     """A random model whose next token is far from certain, so that seeds matter."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = AutoTokenizer.train(TEXTS * 20, 320)
-    torch.manual_seed(0)
-    config = ModelConfig(
-        vocab_size=320, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, dim_ffn=64, max_len=256
-    )
-    model = AutoModel.from_config(config).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    AutoModel.save_pretrained(model, folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-class Process:
-    """`astrai-serve` as a user starts it."""
-
-    def __init__(self, *options):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            [COMMAND, *map(str, options)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-        self.report = ""
-
-    def __enter__(self):
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.report += line
-            if line.startswith("  stop "):
-                break
-        found = re.search(r"https?://[\w.:]+", self.report)
-        assert found, self.report
-        self.url = found[0]
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-    def send(self, signal):
-        """Send a signal."""
-        self.process.send_signal(signal)
-
-    def wait(self, timeout=20.0):
-        """Wait for the end, and return the exit status and what was printed meanwhile."""
-        assert self.process.stdout is not None
-        status = self.process.wait(timeout)
-        return status, self.process.stdout.read()
+    shape = {"dim": 32, "n_layers": 2, "n_kv_heads": 2, "dim_ffn": 64, "max_len": 256}
+    return write_model(folder, noise=0.1, **shape)
 
 
 class Reader(threading.Thread):
@@ -113,7 +53,7 @@ class Reader(threading.Thread):
 
 @pytest.fixture(scope="module")
 def running(model_folder):
-    with Process("--model", model_folder, "--port", 0, "--kv-cache-gb", 0.01) as process:
+    with ServerProcess(model_folder, "--kv-cache-gb", 0.01) as process:
         yield process
 
 
@@ -199,7 +139,8 @@ def test_an_idle_server_does_no_work(running):
     psutil = pytest.importorskip("psutil")
     process = psutil.Process(running.process.pid)
     # the last thing that it does by itself
-    assert any(line.startswith("  speed ") for line in iter(running.process.stdout.readline, ""))
+    while not any(line.startswith("  speed ") for line in running.log):
+        time.sleep(0.1)
     time.sleep(0.2)
     before = sum(process.cpu_times()[:2])
     time.sleep(1.0)
@@ -207,7 +148,7 @@ def test_an_idle_server_does_no_work(running):
 
 
 def test_ctrl_c_ends_it_at_once_with_a_stream_open(model_folder):
-    with Process("--model", model_folder, "--port", 0) as process, client_of(process) as client:
+    with ServerProcess(model_folder) as process, client_of(process) as client:
         stream = client.chat.completions.create(
             model="tiny", messages=HI, stream=True, max_tokens=230, n=8, extra_body=ENDLESS
         )
@@ -234,7 +175,7 @@ def is_refused_soon(client):
 
 
 def test_sigterm_lets_answers_end_and_takes_no_new_ones(model_folder):
-    with Process("--model", model_folder, "--port", 0) as process, client_of(process) as client:
+    with ServerProcess(model_folder) as process, client_of(process) as client:
         stream = client.chat.completions.create(
             model="tiny", messages=HI, stream=True, max_tokens=60, n=4, extra_body=ENDLESS
         )
@@ -254,8 +195,8 @@ def test_a_model_is_served_from_its_fields_alone(model_folder, tmp_path):
     del fields["model_type"]
     file = tmp_path / "plan.yaml"
     file.write_text("# a plan\n" + "\n".join(f"{k}: {json.dumps(v)}" for k, v in fields.items()))
-    options = ("--model", file, "--tokenizer", model_folder, "--random-weights", "--port", 0)
-    with Process(*options, "--dtype", "bfloat16") as process:
+    options = ("--tokenizer", model_folder, "--random-weights", "--dtype", "bfloat16")
+    with ServerProcess(file, *options) as process:
         assert "plan, " in process.report
         assert "3 layers" in process.report
         assert "bfloat16 (as asked for)" in process.report

@@ -1,18 +1,11 @@
 """A real browser for the chat page, `astrai-serve`, and a server that misbehaves."""
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 from playwright.sync_api import expect, sync_playwright
 
-from astrai_core.model import AutoModel, ModelConfig
-from astrai_core.tokenizer import AutoTokenizer
-
+from ..server_process import ServerProcess, write_model
 from .server import PageServer
 
 CHROMIUM = "/usr/bin/chromium"
@@ -29,7 +22,6 @@ FLAGS = [
 USUAL = {"locale": "en-US", "reduced_motion": "reduce"}
 PATIENCE = 30_000  # ms; a busy machine is no failure
 expect.set_options(timeout=PATIENCE)
-TEXTS = ["你好，世界！", "hello world, the weather is fine", "37 + 45 = 82"]
 
 
 @pytest.fixture(scope="module")
@@ -87,29 +79,6 @@ def page(visit, server):
 def real(tmp_path_factory):
     """The address of `astrai-serve` on a tiny random model."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tokenizer = AutoTokenizer.train(TEXTS * 20, 300)
-    torch.manual_seed(0)
-    config = ModelConfig(
-        vocab_size=300, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, dim_ffn=64, max_len=512
-    )
-    AutoModel.save_pretrained(AutoModel.from_config(config).eval(), folder)
-    tokenizer.save_pretrained(folder)
-    command = [Path(sys.executable).parent / "astrai-serve", "--model", folder, "--port", "0"]
-    process = subprocess.Popen(
-        [*map(str, command), "--kv-cache-gb", "0.01"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert process.stdout is not None
-    report = ""
-    for line in process.stdout:
-        report += line
-        if line.startswith("  stop "):
-            break
-    found = re.search(r"http://[\w.:]+", report)
-    assert found, report
-    yield found[0] + "/"
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    write_model(folder, dim=32, n_layers=2, n_kv_heads=2, dim_ffn=64, max_len=512)
+    with ServerProcess(folder, "--kv-cache-gb", 0.01) as process:
+        yield process.url + "/"
