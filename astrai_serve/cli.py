@@ -193,6 +193,7 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
         print(f"  {source.describe()}", flush=True)
         with Loading(source) as loading:
             # beside the weights, for which this thread would only wait
+            from astrai_core.model.allocator import into_large_pages
             from astrai_serve.api import ServerSettings, run_server
             from astrai_serve.engine import InferenceEngine
             from astrai_serve.engine.core import EngineCore
@@ -227,6 +228,7 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
             log_requests=options.access_log,
             defaults=defaults,
         )
+        engine.beside_steps(into_large_pages(model.state_dict().values()))
         if choice.speed is None:
             engine.when_idle(_measure(engine, model, config, choice))
         else:

@@ -7,9 +7,6 @@
 // N tokens; H and KV heads of width D; O output channels, K inputs, P panels and S steps of packed
 // weights; F width of the MLP.
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <optional>
 #include <tuple>
 
@@ -20,16 +17,6 @@
 namespace {
 
 using namespace astrai;
-
-// Pages of 2 MB, if the system has them: fewer to clear, and fewer to look up at each step.
-void prefer_large_pages(void* data, int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  const uintptr_t page = sysconf(_SC_PAGESIZE), at = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t first = at / page * page, end = (at + bytes) / page * page;
-  // a wish: what it answers is of no use, for memory without it is the same
-  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
-#endif
-}
 
 // Matrices of the same inputs, one below the other: (O, K) each.
 Tensor pack_weights(std::vector<Tensor> weights) {
@@ -44,7 +31,6 @@ Tensor pack_weights(std::vector<Tensor> weights) {
   }
   const int64_t panels = panels_of(rows.size()), steps = steps_of(K);
   Tensor out = empty({panels, steps, kPanel, kStep}, aoti_torch_dtype_uint8());
-  prefer_large_pages(out.data_ptr(), panels * steps * kPanelStep);
   pack(rows, K, static_cast<uint8_t*>(out.data_ptr()));
   return out;
 }

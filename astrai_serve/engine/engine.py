@@ -10,7 +10,6 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
@@ -20,6 +19,7 @@ import torch
 from astrai_core.generation import Completion, FinishReason, GenerationEngine, SamplingParams
 from astrai_core.model import Transformer
 from astrai_core.tokenizer import AutoTokenizer
+from astrai_serve.engine.chores import Chores
 from astrai_serve.engine.config import EngineConfig
 from astrai_serve.engine.core import EngineCore
 from astrai_serve.engine.llm import CompletionParts, each_params
@@ -60,7 +60,8 @@ class InferenceEngine(GenerationEngine):
         self._core = core
         self._is_native = model is not None and is_native(model)
         self._threads = self.config.num_threads or torch.get_num_threads()
-        self._idle_work: deque[Iterator[None]] = deque([core.idle_work()])  # the thread's own
+        self._chores = Chores()  # the thread's own
+        self._chores.add(core.idle_work(), is_small=False)
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._lock = threading.Lock()  # guards the next three, and the order of task ids
         self._open: dict[int, tuple[Task, TaskStream]] = {}
@@ -242,12 +243,16 @@ class InferenceEngine(GenerationEngine):
         done.result()
 
     def when_idle(self, work: Iterator[None]) -> None:
-        """Have work done by the engine's thread while there are no tasks, a piece for each `next`.
+        """Have work done by the engine's thread once there have been no tasks for a while.
 
         A task that comes waits for the piece under way. Work that fails is told to the log and
         dropped, for the engine can do without.
         """
-        self._commands.put(lambda: self._idle_work.append(work))
+        self._commands.put(lambda: self._chores.add(work, is_small=False))
+
+    def beside_steps(self, work: Iterator[None]) -> None:
+        """The same of work in pieces of milliseconds, which is not kept waiting by tasks."""
+        self._commands.put(lambda: self._chores.add(work, is_small=True))
 
     def use_threads(self, threads: int) -> None:
         """Compute the steps to come on so many threads; for work that is done while idle."""
@@ -353,6 +358,7 @@ class InferenceEngine(GenerationEngine):
                     self._step_started = time.monotonic()
                     self._deliver(self._core.step())
                     self._step_started = None
+                    self._chores.between_steps()
                     if not self._core.has_tasks:
                         self._core.check_idle()
         except BaseException as error:
@@ -391,22 +397,17 @@ class InferenceEngine(GenerationEngine):
 
     def _next_command(self) -> Callable[[], None]:
         """Wait for a command; while none comes, do what has waited for that, piece by piece."""
-        began = False
+        is_idle = False
         try:
-            while self._idle_work:
+            while self._chores:
+                waits = not is_idle and not self._chores.has_small
                 try:
-                    return self._commands.get(timeout=0 if began else IDLE_SECONDS)
+                    return self._commands.get(timeout=IDLE_SECONDS if waits else 0)
                 except Empty:
-                    began = True
-                try:
-                    next(self._idle_work[0])
-                except StopIteration:
-                    self._idle_work.popleft()
-                except Exception:
-                    logger.exception("work that was done while idle has failed")
-                    self._idle_work.popleft()
+                    is_idle = is_idle or waits
+                self._chores.while_idle()
         finally:
-            if began:
+            if is_idle:
                 use_threads(self._threads, self._is_native)
         return self._commands.get()
 

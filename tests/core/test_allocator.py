@@ -1,10 +1,15 @@
 """Memory of matrices that come and go while a model is read."""
 
 import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+
+from astrai_core.model.allocator import into_large_pages
 
 # in a process of its own: what other tests have done to the heap would count
 SCRIPT = """
@@ -36,3 +41,30 @@ def growth(kind):
 def test_freed_matrices_leave_no_holes():
     assert growth("usual") > 180e6  # else this test shows nothing
     assert 100e6 < growth("returned") < 115e6
+
+
+def test_what_moves_into_large_pages_keeps_its_numbers():
+    torch.manual_seed(0)
+    tensors = [
+        torch.randint(0, 255, (size,), dtype=torch.uint8) for size in (100, 5 << 20, 9 << 20)
+    ]
+    wanted = [tensor.clone() for tensor in tensors]
+    before = large_pages()
+    pieces = sum(1 for _ in into_large_pages(tensors))
+    assert all(map(torch.equal, tensors, wanted))
+    assert pieces == (2 if sys.platform == "linux" else 0)
+    if before is None:
+        pytest.skip("a system without large pages")
+    after = large_pages()
+    assert after is not None
+    assert after >= before + (8 << 20)
+
+
+def large_pages():
+    """Bytes of this process that lie in large pages; None if the system gives none when asked."""
+    offered = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    release = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
+    if not offered.exists() or "[never]" in offered.read_text() or release < (6, 1):
+        return None
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return sum(1024 * int(size) for size in re.findall(r"AnonHugePages: *(\d+)", text))

@@ -280,6 +280,24 @@ def test_idle_work_is_done_in_pieces_and_gives_way_to_tasks(engine, monkeypatch)
     assert set(threads) == {"astrai-engine"}
 
 
+def test_work_beside_the_steps_does_not_wait_for_the_end_of_tasks(engine):
+    had_tasks = []
+
+    def work():
+        for _ in range(3):
+            had_tasks.append(engine.core.has_tasks)
+            yield
+
+    engine.counting.go.clear()
+    stream = engine.submit([1], few(90))
+    assert engine.counting.stands.wait(20)
+    engine.beside_steps(work())
+    engine.counting.go.set()
+    assert sum(len(event.token_ids) for event in stream) == 90
+    wait(lambda: len(had_tasks) == 3)
+    assert had_tasks[0]
+
+
 def test_idle_work_changes_the_threads_of_the_steps_to_come_at_its_end_only(engine, monkeypatch):
     monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.0)
     used: list[int] = []
