@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from benchmarks.serving.workloads import WARM_UP, WORKLOADS, Answer, Workload, figures
 
 SECONDS = 900  # most that one answer may take
+_REST_SECONDS = 10.0
 
 
 async def events(url: str, path: str, body: dict) -> AsyncIterator[bytes]:
@@ -92,8 +93,12 @@ async def run(url: str, model: str, workload: Workload, prompts: Sequence[list[i
 
 
 def measure(url: str, model: str, vocab_size: int, names: Sequence[str], seed: int) -> dict:
-    """Figures of each workload, after a warm-up."""
+    """Figures of each workload, after a warm-up and a rest.
+
+    Whatever a server does by itself after its start is over then, as for most of its life.
+    """
     asyncio.run(run(url, model, WARM_UP, WARM_UP.prompts(vocab_size, f"warm-{seed}")))
+    time.sleep(_REST_SECONDS)
     return {
         name: asyncio.run(
             run(url, model, WORKLOADS[name], WORKLOADS[name].prompts(vocab_size, f"{name}-{seed}"))
