@@ -6,14 +6,22 @@ prompt is cached as far as it can be.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from astrai_core.generation import SamplingParams, Structure
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_core.tokenizer.message_parsing import MessageFormat
+from astrai_serve.api.anthropic_messages import (
+    AssistantTurn,
+    TextPart,
+    ToolResultPart,
+    Turn,
+    join_texts,
+    to_template,
+)
 from astrai_serve.api.conversation import (
     Conversation,
     FunctionTool,
@@ -22,6 +30,7 @@ from astrai_serve.api.conversation import (
     format_of,
 )
 from astrai_serve.api.errors import ContextLengthError, InvalidRequestError, from_validation
+from astrai_serve.api.openai_parameters import Body
 from astrai_serve.generation_defaults import GenerationDefaults
 
 # Claude Code's first line is another one each time, and would make every prompt a new one
@@ -41,85 +50,7 @@ _UNSUPPORTED: Mapping[str, Sequence[object]] = {
 }
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-
-class TextPart(_Body):
-    """A block of text."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ThinkingPart(_Body):
-    """What the model thought before."""
-
-    type: Literal["thinking"]
-    thinking: str
-    signature: str | None = None
-
-
-class RedactedThinkingPart(_Body):
-    """Thoughts that only their author can read; they are left out."""
-
-    type: Literal["redacted_thinking"]
-
-
-class ToolUsePart(_Body):
-    """A call that the model made."""
-
-    type: Literal["tool_use"]
-    id: str
-    name: str
-    input: dict[str, object]
-
-
-class ToolResultPart(_Body):
-    """What a call came to."""
-
-    type: Literal["tool_result"]
-    tool_use_id: str
-    content: str | list[TextPart] | None = None
-    is_error: bool | None = None
-
-    @property
-    def text(self) -> str:
-        """The result as the model reads it."""
-        text = self.content if isinstance(self.content, str) else _join(self.content or ())
-        return f"Error: {text}" if self.is_error else text
-
-
-class UserTurn(_Body):
-    """What a person, or a tool, says."""
-
-    role: Literal["user"]
-    content: str | list[Annotated[TextPart | ToolResultPart, Field(discriminator="type")]]
-
-
-class AssistantTurn(_Body):
-    """What the model said."""
-
-    role: Literal["assistant"]
-    content: (
-        str
-        | list[
-            Annotated[
-                TextPart | ThinkingPart | RedactedThinkingPart | ToolUsePart,
-                Field(discriminator="type"),
-            ]
-        ]
-    )
-
-
-class SystemTurn(_Body):
-    """An instruction within the conversation."""
-
-    role: Literal["system"]
-    content: str | list[TextPart]
-
-
-class ToolDefinition(_Body):
+class ToolDefinition(Body):
     """A tool that the client runs."""
 
     type: Literal["custom"] | None = None
@@ -138,7 +69,7 @@ class ToolDefinition(_Body):
         )
 
 
-class ToolChoiceParam(_Body):
+class ToolChoiceParam(Body):
     """Whether tools are called."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -146,7 +77,7 @@ class ToolChoiceParam(_Body):
     disable_parallel_tool_use: bool | None = None
 
 
-class Thinking(_Body):
+class Thinking(Body):
     """Whether the model thinks before it answers."""
 
     type: Literal["enabled", "disabled", "adaptive"]
@@ -159,26 +90,26 @@ class Thinking(_Body):
         return None if self.type == "adaptive" else self.type == "enabled"
 
 
-class OutputFormat(_Body):
+class OutputFormat(Body):
     """The form of the answer."""
 
     type: Literal["json_schema"]
     schema_: Annotated[dict[str, object], Field(alias="schema")]
 
 
-class OutputConfig(_Body):
+class OutputConfig(Body):
     """The form of the answer, and how hard to try."""
 
     format: OutputFormat | None = None
     effort: Literal["high"] | None = None
 
 
-class CountTokensRequest(_Body):
+class CountTokensRequest(Body):
     """Body of POST /v1/messages/count_tokens."""
 
     model: str | None = None
     messages: Annotated[
-        list[Annotated[UserTurn | AssistantTurn | SystemTurn, Field(discriminator="role")]],
+        list[Annotated[Turn, Field(discriminator="role")]],
         Field(min_length=1),
     ]
     system: str | list[TextPart] | None = None
@@ -204,7 +135,7 @@ class CountTokensRequest(_Body):
                     "answer and must be text",
                     param=name,
                 )
-        return _join(part for part in last.content if isinstance(part, TextPart))
+        return join_texts(part for part in last.content if isinstance(part, TextPart))
 
     def prompt(self, tokenizer: AutoTokenizer, max_context: int) -> Prompt:
         """Render and tokenize, and find out how the answer will be written.
@@ -368,56 +299,6 @@ def parse(kind: type[CountTokensRequest], data: Mapping[str, object]) -> Any:
         raise from_validation(error, data) from None
 
 
-def to_template(turns: Sequence[UserTurn | AssistantTurn | SystemTurn]) -> list[dict[str, object]]:
-    """Return turns as chat templates know them: results of tools are messages of their own."""
-    messages: list[dict[str, object]] = []
-    names: dict[str, str] = {}
-    for turn in turns:
-        parts = (
-            [TextPart(type="text", text=turn.content)]
-            if isinstance(turn.content, str)
-            else turn.content
-        )
-        texts = _join(part for part in parts if isinstance(part, TextPart))
-        match turn:
-            case AssistantTurn():
-                calls = [part for part in parts if isinstance(part, ToolUsePart)]
-                names |= {call.id: call.name for call in calls}
-                messages.append(_assistant(texts, parts, calls))
-            case UserTurn():
-                results = [part for part in parts if isinstance(part, ToolResultPart)]
-                messages += [
-                    {
-                        "role": "tool",
-                        "tool_call_id": result.tool_use_id,
-                        "name": names.get(result.tool_use_id),
-                        "content": result.text,
-                    }
-                    for result in results
-                ]
-                if texts or not results:
-                    messages.append({"role": "user", "content": texts})
-            case SystemTurn():
-                messages.append({"role": "system", "content": texts})
-    return messages
-
-
-def _assistant(
-    text: str, parts: Sequence[object], calls: Sequence[ToolUsePart]
-) -> dict[str, object]:
-    thoughts = [part.thinking for part in parts if isinstance(part, ThinkingPart)]
-    told = [
-        {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.input}}
-        for c in calls
-    ]
-    return {
-        "role": "assistant",
-        "content": text,
-        "reasoning_content": "\n".join(thoughts) or None,
-        "tool_calls": told or None,
-    }
-
-
 def check_length(text: str, tokenizer: AutoTokenizer, max_context: int) -> None:
     """Refuse what cannot fit however well it is tokenized, before work is spent on it.
 
@@ -445,10 +326,6 @@ def _in_our_words(error: InvalidRequestError) -> InvalidRequestError:
     if param is not None and not message.startswith(param):
         message = f"{param}: {message}"
     return InvalidRequestError(message, param=param, code=error.code)
-
-
-def _join(parts: Iterable[TextPart]) -> str:
-    return "\n".join(part.text for part in parts)
 
 
 def _or(value: float | None, default: float) -> float:
