@@ -24,14 +24,18 @@ void for_rows(int64_t N, int64_t width, F&& f) {
 }
 
 // Many rows pass through an operator a few at a time, on one thread each, so that what stands between
-// its steps stays in that core's cache; few rows are shared by their channels.
+// its steps stays in that core's cache; few rows are shared by their channels. Chunks are whole
+// squares of rows, alike but for one square, and as many for each thread, which then end together.
 template <class F>
 void in_chunks(int64_t N, F&& f) {
   if (N < 2 * kRowsOfChunk) return f(0, N);
-  const int64_t chunks = (N + kRowsOfChunk - 1) / kRowsOfChunk;
+  const int64_t threads = Team::get().threads(), squares = (N + kSide - 1) / kSide;
+  const int64_t fewest = (N + kRowsOfChunk - 1) / kRowsOfChunk;
+  const int64_t alike = (fewest + threads - 1) / threads * threads;
+  const int64_t chunks = std::min(alike, std::max(fewest, 2 * N / kRowsOfChunk));
   share(chunks, 1, [&](int64_t chunk, int64_t last) {
     for (; chunk < last; ++chunk)
-      f(chunk * kRowsOfChunk, std::min(N, (chunk + 1) * kRowsOfChunk));
+      f(chunk * squares / chunks * kSide, std::min(N, (chunk + 1) * squares / chunks * kSide));
   });
 }
 
