@@ -1,7 +1,6 @@
 """Kinds of attention and heads go from `astrai-train fit` to the engine by the same commands."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from astrai_core.tokenizer import AutoTokenizer
 from astrai_serve import LLM
 from astrai_serve.engine import EngineConfig
 from astrai_train.cli import main
+
+from .cut_run import cut_off_after
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_len": 16, "mscale_all_dim": 1.0}
 QUICK: dict[str, dict[str, Any]] = {
@@ -85,17 +86,6 @@ def options_of_fit(fields: dict[str, Any], folder: Path) -> list[str]:
     }  # fmt: skip
     (folder / "run.yaml").write_text(yaml.safe_dump(content))
     return ["fit", "--config", str(folder / "run.yaml")]
-
-
-def cut_off_after(step: int, whole: Path, cut: Path) -> None:
-    """Make of a run's folder what is there when it is killed after a step."""
-    shutil.copytree(whole, cut, symlinks=True)
-    (cut / "finished.json").unlink()
-    for folder in (cut / "checkpoints").glob("step-*"):
-        if int(folder.name.removeprefix("step-")) > step:
-            shutil.rmtree(folder)
-    (cut / "checkpoints" / "last").unlink()
-    (cut / "checkpoints" / "last").symlink_to(f"step-{step:08d}")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -16,6 +15,8 @@ from astrai_core.tokenizer import AutoTokenizer
 from astrai_serve import LLM
 from astrai_serve.engine import EngineConfig
 from astrai_train.cli import main
+
+from .cut_run import cut_off_after
 
 MOE = Path(__file__).parents[2] / "configs" / "model" / "moe.yaml"
 SHAPES = {
@@ -58,17 +59,6 @@ def make_options(tmp_path: Path, attention: str) -> list[str]:
     return ["fit", "--config", str(tmp_path / "run.yaml"), "--config", str(MOE)]
 
 
-def killed_after(step: int, whole: Path, cut: Path) -> None:
-    """Make of a run's folder what is there when it is killed after a step."""
-    shutil.copytree(whole, cut, symlinks=True)
-    (cut / "finished.json").unlink()
-    for folder in (cut / "checkpoints").glob("step-*"):
-        if int(folder.name.removeprefix("step-")) > step:
-            shutil.rmtree(folder)
-    (cut / "checkpoints" / "last").unlink()
-    (cut / "checkpoints" / "last").symlink_to(f"step-{step:08d}")
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "checkpoints" / "last" / "model.safetensors")
 
@@ -77,7 +67,7 @@ def test_experts_train_resume_and_tell(tmp_path, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     options = make_options(tmp_path, "gqa")
     main([*options, "--trainer.default_root_dir", str(whole)])
-    killed_after(2, whole, cut)
+    cut_off_after(2, whole, cut)
     main([*options, "--trainer.default_root_dir", str(cut)])
     resumed, expected = weights(cut), weights(whole)
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)

@@ -1,7 +1,6 @@
 """Folders of the families are trained by `astrai-train fit`, cut off, resumed, and stay theirs."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,8 @@ from astrai_core.model import AutoModel
 from astrai_serve import LLM
 from astrai_serve.engine import EngineConfig
 from astrai_train.cli import main
+
+from ..e2e.cut_run import cut_off_after
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
@@ -67,17 +68,6 @@ def options_of_fit(start: Path, folder: Path) -> list[str]:
     }  # fmt: skip
     (folder / "run.yaml").write_text(yaml.safe_dump(content))
     return ["fit", "--config", str(folder / "run.yaml")]
-
-
-def cut_off_after(step: int, whole: Path, cut: Path) -> None:
-    """Make of a run's folder what is there when it is killed after a step."""
-    shutil.copytree(whole, cut, symlinks=True)
-    (cut / "finished.json").unlink()
-    for folder in (cut / "checkpoints").glob("step-*"):
-        if int(folder.name.removeprefix("step-")) > step:
-            shutil.rmtree(folder)
-    (cut / "checkpoints" / "last").unlink()
-    (cut / "checkpoints" / "last").symlink_to(f"step-{step:08d}")
 
 
 @pytest.mark.parametrize(
