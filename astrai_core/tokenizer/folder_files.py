@@ -56,6 +56,23 @@ def add_missing_tokens(tokenizer: Tokenizer, config: Mapping[str, Any]) -> None:
     tokenizer.add_special_tokens([name for name in names if name and name not in known])
 
 
+def twin_of(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer alike, with settings of its own; the vocabulary and the merges are shared.
+
+    Made from the text of the first one it would take as long and as much memory once more.
+    """
+    twin = Tokenizer(tokenizer.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if (value := getattr(tokenizer, part)) is not None:
+            setattr(twin, part, value)
+    added = tokenizer.get_added_tokens_decoder()
+    for _, token in sorted(added.items()):
+        (twin.add_special_tokens if token.special else twin.add_tokens)([token])
+    # tokens get the next ids, which are not theirs where a file leaves some out
+    is_alike = twin.get_added_tokens_decoder() == added
+    return twin if is_alike else Tokenizer.from_str(tokenizer.to_str())
+
+
 def named_templates(value: Any) -> dict[str, ChatTemplate]:
     """Named templates from one string, from sources by name, or from a list with a name each."""
     if value is None:

@@ -8,13 +8,17 @@ from tokenizers import Tokenizer
 
 def speller(tokenizer: Tokenizer) -> Callable[[str], bytes]:
     """How a token of this vocabulary spells its bytes."""
-    decoder = json.loads(tokenizer.to_str())["decoder"] or {}
+    # its part of tokenizer.json, without the vocabulary
+    decoder = {} if tokenizer.decoder is None else json.loads(tokenizer.decoder.__getstate__())
     kinds = {part["type"] for part in [decoder, *decoder.get("decoders", [])]} if decoder else set()
     if "ByteLevel" in kinds:
         byte_of = byte_level_alphabet()
 
         def spell_bytes(text: str) -> bytes:
-            return bytes(byte_of[character] for character in text)
+            try:
+                return bytes(map(byte_of.__getitem__, text))
+            except KeyError:  # nothing of that alphabet: the library takes such a token as it is
+                return text.encode()
 
         return spell_bytes
     if kinds & {"ByteFallback", "Metaspace"}:

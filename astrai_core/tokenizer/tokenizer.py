@@ -25,6 +25,7 @@ from astrai_core.tokenizer.folder_files import (
     read_json,
     read_template_files,
     text_of,
+    twin_of,
     write_json,
     write_template_files,
 )
@@ -66,7 +67,7 @@ class AutoTokenizer:
         add_missing_tokens(tokenizer, self._config)
         self._markup = tokenizer
         """Reads control tokens where the text spells them."""
-        self._plain = Tokenizer.from_str(tokenizer.to_str())
+        self._plain = twin_of(tokenizer)
         """Reads the same text as somebody's words."""
         self._plain.encode_special_tokens = True
         self._added = self._markup.get_added_tokens_decoder()

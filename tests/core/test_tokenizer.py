@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from astrai_core.tokenizer import AutoTokenizer
+from astrai_core.tokenizer.folder_files import twin_of
 from astrai_core.tokenizer.stand_ins import StandIns, restore
+from astrai_core.tokenizer.token_bytes import speller
 
 TEXTS = [
     "你好，世界！今天天气很好，我们去公园吧。你好，世界！",
@@ -284,3 +287,31 @@ def test_named_templates_in_files_win_and_stay_in_files(tmp_path):
     assert again.render_chat(chat, tools=[{"name": "f"}]) == "tools"
     AutoTokenizer.train(["hello"] * 3, 262).save_pretrained(tmp_path / "b")
     assert not list(tmp_path.glob("b/**/*.jinja")), "those of another tokenizer would win"
+
+
+def test_a_twin_reads_alike_and_has_settings_of_its_own(tokenizer):
+    first = tokenizer._markup
+    twin = twin_of(first)
+    assert json.loads(twin.to_str()) == json.loads(first.to_str())
+    twin.encode_special_tokens = True
+    start = first.token_to_id("<|im_start|>")
+    assert first.encode("<|im_start|>你好").ids[0] == start
+    assert start not in twin.encode("<|im_start|>你好").ids
+
+
+def test_a_twin_has_the_ids_of_a_file_that_leaves_some_out(tokenizer):
+    content = json.loads(tokenizer._markup.to_str())
+    far = content["added_tokens"][0] | {"id": 5_000, "content": "<far>"}
+    content["model"]["vocab"]["<far>"] = 5_000
+    content["added_tokens"].append(far)
+    first = Tokenizer.from_str(json.dumps(content))
+    assert first.token_to_id("<far>") == 5_000
+    assert twin_of(first).get_added_tokens_decoder() == first.get_added_tokens_decoder()
+
+
+def test_a_token_outside_of_the_alphabet_of_bytes_is_its_own_text(tokenizer):
+    content = json.loads(tokenizer._markup.to_str())
+    content["model"]["vocab"]["two words"] = 400
+    raw = Tokenizer.from_str(json.dumps(content))
+    assert speller(raw)("two words") == b"two words" == raw.decode([400]).encode()
+    assert speller(raw)("ä½ł") == "你".encode()
