@@ -7,6 +7,7 @@ names changed between versions of transformers, both are written.
 
 from collections.abc import Callable, Mapping
 
+from astrai_core.interop.huggingface.families import NAMES
 from astrai_core.interop.huggingface.json_values import Json
 
 Fields = Mapping[str, object]
@@ -23,17 +24,7 @@ CLASSES = {
 }
 """The families, in the order in which they are tried, and the classes that transformers loads."""
 
-_SHAPE = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "dim",
-    "num_hidden_layers": "n_layers",
-    "intermediate_size": "dim_ffn",
-    "rms_norm_eps": "norm_eps",
-    "tie_word_embeddings": "tie_weight",
-    "max_position_embeddings": "max_len",
-    "num_attention_heads": "n_heads",
-    "num_key_value_heads": "n_kv_heads",
-}
+_SHAPE = {**NAMES, "num_key_value_heads": "n_kv_heads"}
 _LATENT = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
 

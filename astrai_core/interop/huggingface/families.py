@@ -39,7 +39,7 @@ _FIXED: dict[str, tuple[object, ...]] = {
     "cross_attention_hidden_size": (None,),
 }
 
-_NAMES = {
+NAMES = {
     "vocab_size": "vocab_size",
     "hidden_size": "dim",
     "num_hidden_layers": "n_layers",
@@ -49,6 +49,7 @@ _NAMES = {
     "max_position_embeddings": "max_len",
     "num_attention_heads": "n_heads",
 }
+"""What every family has, in its words and in ours; read and written."""
 _HEADS = {"num_key_value_heads": "n_kv_heads", "head_dim": "head_dim"}
 _LATENT = {
     name: name
@@ -101,7 +102,7 @@ _LATENT_FIELDS: Json = {"attn_type": "mla", "use_qk_norm": False}
 _FAMILIES = {
     "llama": _Family(
         defaults={"max_position_embeddings": 2048},
-        names={**_NAMES, **_HEADS, "mlp_bias": "ffn_bias"},
+        names={**NAMES, **_HEADS, "mlp_bias": "ffn_bias"},
         constant={"use_qk_norm": False},
         fixed={**_NO_WINDOW, "rope_interleaved": (False, None)},
         readers=(read_rope, read_attention_bias),
@@ -112,7 +113,7 @@ _FAMILIES = {
             "num_key_value_heads": 8,
             "sliding_window": 4096,
         },
-        names={**_NAMES, **_HEADS},
+        names={**NAMES, **_HEADS},
         constant={"use_qk_norm": False},
         fixed={"attention_bias": (False, None)},
         readers=(read_rope, read_window),
@@ -124,7 +125,7 @@ _FAMILIES = {
             "sliding_window": 4096,
             "max_window_layers": 28,
         },
-        names={**_NAMES, **_HEADS},
+        names={**NAMES, **_HEADS},
         constant={"use_qk_norm": False, "attention_bias": True},  # on q, k and v, without a switch
         readers=(read_rope, read_layer_windows),
     ),
@@ -136,7 +137,7 @@ _FAMILIES = {
             "sliding_window": 4096,
             "max_window_layers": 28,
         },
-        names={**_NAMES, **_HEADS},
+        names={**NAMES, **_HEADS},
         constant={"use_qk_norm": True},
         readers=(read_rope, read_layer_windows, read_attention_bias),
     ),
@@ -146,7 +147,7 @@ _FAMILIES = {
             "num_key_value_heads": 4,
             "sliding_window": 4096,
         },
-        names={**_NAMES, **_HEADS},
+        names={**NAMES, **_HEADS},
         constant={"use_qk_norm": True},
         fixed={"decoder_sparse_step": (1,), "layer_types": (None,)},
         needed=("moe_intermediate_size", "num_experts_per_tok"),
@@ -154,7 +155,7 @@ _FAMILIES = {
     ),
     "deepseek_v2": _Family(
         defaults={"max_position_embeddings": 2048, "topk_method": "greedy", "n_shared_experts": 2},
-        names={**_NAMES, **_LATENT},
+        names={**NAMES, **_LATENT},
         constant={**_LATENT_FIELDS, "rope_interleaved": True, "moe_scoring": "softmax"},
         fixed={
             **_NO_WINDOW,
@@ -182,7 +183,7 @@ _FAMILIES = {
             "rope_interleave": True,
         },
         names={
-            **_NAMES,
+            **NAMES,
             **_LATENT,
             "rope_interleave": "rope_interleaved",
             "norm_topk_prob": "norm_topk_prob",
