@@ -159,12 +159,12 @@ Tensor mlp(Tensor x, Tensor norm, double eps, Tensor packed_gate_up, Tensor gate
 }
 
 // Every library of ours has the same team: the linker makes one of an inline function's static.
-void use_threads(int64_t threads) { Team::get().use(threads); }
+int64_t use_threads(int64_t threads) { return Team::get().use(threads); }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY(astrai_packed, library) {
-  library.def("use_threads(int threads) -> ()");
+  library.def("use_threads(int threads) -> int");
   library.def("pack(Tensor[] weights) -> Tensor");
   library.def("lookup(Tensor ids, Tensor packed, Tensor scale, int inputs) -> Tensor");
   library.def("linear(Tensor x, Tensor packed, Tensor scale) -> Tensor");

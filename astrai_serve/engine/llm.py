@@ -4,9 +4,11 @@ A call returns when all its prompts are answered. Calls from several threads wai
 """
 
 import dataclasses
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ from astrai_serve.engine.task import (
     RefusedError,
     TaskEvent,
 )
+from astrai_serve.engine.tuning import choose_threads, is_native, threads_of_steps
 from astrai_serve.generation_defaults import GenerationDefaults
 
 
@@ -53,9 +56,8 @@ class LLM(GenerationEngine):
         model, tokenizer = load(model, tokenizer, dtype, weights)
         self.tokenizer = tokenizer
         self.config = config or EngineConfig()
-        if self.config.num_threads is not None:
-            torch.set_num_threads(self.config.num_threads)
         self._core: EngineCore | None = EngineCore.of_model(model, tokenizer, self.config)
+        self._threads = self._threads_for(model)
         self._lock = threading.Lock()
         self._task_ids = itertools.count()
 
@@ -96,7 +98,9 @@ class LLM(GenerationEngine):
                 while core.has_tasks:
                     if between_steps is not None:
                         between_steps()
-                    for task_id, event in core.step():
+                    with self._threads():
+                        events = core.step()
+                    for task_id, event in events:
                         parts[task_id].add(event)
                 return [parts[task.task_id].completion() for task in tasks]
             finally:
@@ -149,6 +153,15 @@ class LLM(GenerationEngine):
             core, self._core = self._core, None
             if core is not None:
                 core.close()
+
+    def _threads_for(self, model: Transformer) -> Callable[[], AbstractContextManager[None]]:
+        """As many as a server found best for such a model, where our operators are all there is."""
+        if is_native(model):  # as the core has made it
+            choice = choose_threads(model, self.config)
+            return functools.partial(threads_of_steps, choice.threads)
+        if self.config.num_threads is not None:
+            torch.set_num_threads(self.config.num_threads)
+        return nullcontext
 
     def _open_core(self) -> EngineCore:
         if self._core is None:

@@ -12,7 +12,8 @@ token of several tasks, and a piece of a prompt.
 import math
 import os
 import statistics
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
@@ -83,6 +84,19 @@ def use_threads(threads: int, is_native: bool) -> None:
     if is_native:
         torch.ops.astrai_packed.use_threads(threads)
     torch.set_num_threads(1 if is_native else threads)
+
+
+@contextmanager
+def threads_of_steps(threads: int) -> Iterator[None]:
+    """Compute a native model's steps on so many threads in this block, and as before after it."""
+    ours = torch.ops.astrai_packed.use_threads(threads)
+    of_torch = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.ops.astrai_packed.use_threads(ours)
+        torch.set_num_threads(of_torch)
 
 
 def candidates(machine: Cores) -> list[int]:

@@ -28,7 +28,8 @@ class Team {
   }
 
   // How many threads share loops from now on, whatever torch's own number is; 0 follows torch.
-  void use(int64_t threads) { wanted_.store(threads, std::memory_order_relaxed); }
+  // Returns what it was.
+  int64_t use(int64_t threads) { return wanted_.exchange(threads, std::memory_order_relaxed); }
   int64_t threads() const {
     const int64_t wanted = wanted_.load(std::memory_order_relaxed);
     return wanted ? wanted : torch::stable::get_num_threads();

@@ -1,5 +1,6 @@
 """`LLM` as its users call it, and `InferenceEngine` beside it, on a small model."""
 
+import dataclasses
 import gc
 import json
 import math
@@ -10,6 +11,9 @@ import torch
 
 from astrai_core.generation import FinishReason, SamplingParams
 from astrai_core.model import AutoModel, ModelConfig, Transformer
+from astrai_core.model.fusion import fuse_
+from astrai_core.model.packed import why_not_packed
+from astrai_core.model.quantization import quantize_
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_serve.engine import (
     LLM,
@@ -44,6 +48,32 @@ def model(tokenizer):
     for parameter in model.parameters():
         parameter.data *= 6 if parameter.dim() > 1 else 1
     return model
+
+
+@pytest.mark.skipif(why_not_packed() is not None, reason=str(why_not_packed()))
+def test_steps_of_our_operators_have_one_pool_of_threads_and_torch_has_its_own_back():
+    torch.manual_seed(0)
+    shape = ModelConfig(vocab_size=40, dim=32, n_layers=1, dim_ffn=48, n_heads=4, max_len=64)
+    model = Transformer(shape).eval()
+    quantize_(model, "w8a8")
+    fuse_(model)
+    of_torch, seen = torch.get_num_threads(), []
+    llm = LLM(model, config=dataclasses.replace(CONFIG, num_threads=2))
+    core = llm._open_core()
+    step = core.step
+
+    def watched():
+        ours = torch.ops.astrai_packed.use_threads(0)
+        torch.ops.astrai_packed.use_threads(ours)
+        seen.append((ours, torch.get_num_threads()))
+        return step()
+
+    core.step = watched
+    before = torch.ops.astrai_packed.use_threads(3)
+    llm.generate([[1, 2]], SamplingParams(max_tokens=2))
+    assert set(seen) == {(2, 1)}
+    assert torch.get_num_threads() == of_torch
+    assert torch.ops.astrai_packed.use_threads(before) == 3
 
 
 @pytest.fixture
