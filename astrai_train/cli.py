@@ -183,6 +183,7 @@ def _run(command: str, options: list[str]) -> None:
     from astrai_train.callbacks.preemption import StoppedBySignalError, TimeIsUpError
     from astrai_train.option_errors import explain
     from astrai_train.run import FinishedError, Run
+    from astrai_train.shape import TooLargeError
 
     _silence_others()
     run = None
@@ -202,6 +203,8 @@ def _run(command: str, options: list[str]) -> None:
         status = error.exit_code if isinstance(error, StoppedBySignalError) else 0
         _say(f"{error}; the same command goes on from there", sys.stderr if status else sys.stdout)
         sys.exit(status)
+    except TooLargeError as error:
+        _fail(error, 1)
     except (ValueError, MisconfigurationException) as error:
         if "allocate memory" in str(error):
             _fail(error, 1, _TOO_LARGE)

@@ -36,6 +36,11 @@ class MetricsFile(CSVLogger):
         assert isinstance(self._experiment, ExperimentWriter)
         return self._experiment
 
+    def begin_anew(self) -> None:
+        """Drop what an earlier run has written, its column names included."""
+        (Path(self.log_dir) / METRICS).unlink(missing_ok=True)
+        self._experiment = None
+
     def rewind(self, step: int, repeats_validation: bool) -> None:
         """Drop rows that a run resumed at this step will write again.
 

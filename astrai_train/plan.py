@@ -14,7 +14,6 @@ import yaml
 from jsonargparse import Namespace
 
 from astrai_core.model import ModelConfig
-from astrai_core.model.auto import parse_config, read_config_json
 from astrai_core.model.lora import LoRAConfig
 from astrai_train.footprint import (
     Footprint,
@@ -28,9 +27,10 @@ from astrai_train.option_errors import explain
 from astrai_train.probe import seconds_per_step
 from astrai_train.run import Run
 from astrai_train.schedules import count_steps
+from astrai_train.shape import available_memory, read_shape, refuse_long_rows
+from astrai_train.wording import memory_size
 
 _PROGRAM = "astrai-train plan"
-_MEMORY = Path("/proc/meminfo")
 # Python, torch and Lightning, before there is a model
 _PROCESS = 600_000_000
 
@@ -117,11 +117,8 @@ def read_plan(arguments: Sequence[str]) -> Plan:
         num_batches=_count_batches(settings) if trainer.max_steps < 1 else None,
         accumulate=trainer.accumulate_grad_batches,
     )
-    config = _read_shape(model)
-    if data.window_size > config.max_len:
-        raise ValueError(
-            f"data.window_size {data.window_size} exceeds the model's max_len {config.max_len}"
-        )
+    config = read_shape(model)
+    refuse_long_rows(config, data.window_size)
     return Plan(
         config=config,
         optimizer=OptimizerConfig(**model.optimizer.as_dict()),
@@ -157,25 +154,25 @@ def describe_memory(plan: Plan, available: int | None) -> str:
     needed = plan.needed(plan.rows)
     shape = f"{plan.rows} rows of {plan.length} tokens"
     lines = [
-        _row("memory", _size(needed), True),
-        _row("weights", _size(footprint.weights)),
-        _row("gradients", _size(footprint.gradients)),
-        _row("optimizer", _size(footprint.optimizer)),
-        _row("activations", _size(footprint.activations), note=f"{shape}, at most"),
-        _row("loss", _size(footprint.loss)),
+        _row("memory", memory_size(needed), True),
+        _row("weights", memory_size(footprint.weights)),
+        _row("gradients", memory_size(footprint.gradients)),
+        _row("optimizer", memory_size(footprint.optimizer)),
+        _row("activations", memory_size(footprint.activations), note=f"{shape}, at most"),
+        _row("loss", memory_size(footprint.loss)),
         *(
-            [_row("not trained", _size(plan.beside), note="reference, engine")]
+            [_row("not trained", memory_size(plan.beside), note="reference, engine")]
             if plan.beside
             else []
         ),
-        _row("process", _size(_PROCESS)),
+        _row("process", memory_size(_PROCESS)),
     ]
     if available is None:
         return "\n".join(lines)
     together = needed * plan.devices
     if together > available:
         raise MemoryError(_refusal(plan, footprint, together, available))
-    return "\n".join([*lines, _row("free memory", _size(available), True, note="it fits")])
+    return "\n".join([*lines, _row("free memory", memory_size(available), True, note="it fits")])
 
 
 def describe_time(plan: Plan) -> str:
@@ -211,14 +208,6 @@ def suggested_precision() -> str:
     flags = torch.cpu.get_capabilities()
     native = any(flags.get(name) for name in ("avx512_bf16", "amx_bf16"))
     return "bf16-mixed" if native or torch.cuda.is_available() else "32-true"
-
-
-def available_memory() -> int | None:
-    """Bytes that a new process can have, where the system tells."""
-    if not _MEMORY.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in _MEMORY.read_text("ascii").splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
 
 
 class _Settings(Run):
@@ -258,16 +247,6 @@ def _config_files(arguments: Sequence[str]) -> list[Path]:
     return files
 
 
-def _read_shape(model: Namespace) -> ModelConfig:
-    if model.init_from is not None:
-        if model.model is not None:
-            raise ValueError("model and init_from contradict each other; set one of them to null")
-        return parse_config(read_config_json(Path(model.init_from)), Path(model.init_from))[0]
-    if model.model is None:
-        raise ValueError("nothing to plan: set model for a new model, or init_from to a folder")
-    return ModelConfig.from_dict(model.model.as_dict())
-
-
 def _count_frozen(model: Namespace) -> int:
     """Models that GRPO keeps: the first one as a reference, and the copy that its engine runs.
 
@@ -296,7 +275,7 @@ def _count_batches(settings: Namespace) -> int | None:
 
 def _refusal(plan: Plan, footprint: Footprint, together: int, available: int) -> str:
     standing = together - footprint.activations * plan.devices
-    told = f"the run needs {_size(together)}, but {_size(available)} are free"
+    told = f"the run needs {memory_size(together)}, but {memory_size(available)} are free"
     rows = plan.rows
     while rows > 1 and plan.needed(rows) * plan.devices > available:
         rows -= 1
@@ -308,8 +287,8 @@ def _refusal(plan: Plan, footprint: Footprint, together: int, available: int) ->
         )
     if standing > available:
         return (
-            f"{told}, and weights, gradients and optimizer alone take {_size(standing)}: this "
-            "machine cannot train the model; choose a smaller dim or fewer n_layers"
+            f"{told}, and weights, gradients and optimizer alone take {memory_size(standing)}: "
+            "this machine cannot train the model; choose a smaller dim or fewer n_layers"
         )
     return f"{told}, even with one row: lower data.window_size {plan.length}"
 
@@ -317,10 +296,6 @@ def _refusal(plan: Plan, footprint: Footprint, together: int, available: int) ->
 def _row(name: str, value: str, is_head: bool = False, note: str = "") -> str:
     name = name if is_head else f"  {name}"
     return f"{name:<18}{value:>18}" + (f"   {note}" if note else "")
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.0f} MB"
 
 
 def _figures(value: float) -> str:

@@ -9,30 +9,30 @@ A run lives in one folder, `trainer.default_root_dir`:
     report.html     the run as a page; report.json has its figures
 """
 
+import inspect
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import LambdaCallback, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from astrai_core.atomic_folder import read_last
 from astrai_core.checkpoint import load_entry
-from astrai_core.model.adapter import is_adapter_folder
 from astrai_train.callbacks.checkpoint import (
     FOLDER,
     STATE,
     FolderCheckpoint,
     FolderCheckpointIO,
-    has_state,
 )
 from astrai_train.callbacks.layout import Layout
 from astrai_train.callbacks.memory import FreeMemory
@@ -45,12 +45,21 @@ from astrai_train.callbacks.throughput import Throughput
 from astrai_train.data.module import TokenDataModule
 from astrai_train.metrics_file import MetricsFile
 from astrai_train.modules import DPOModule, GRPOModule, SEQModule, SFTModule
+from astrai_train.modules.base import LMModule
+from astrai_train.named_checkpoint import (
+    refuse_no_checkpoint,
+    refuse_other_architecture,
+    refuse_other_objective,
+)
 from astrai_train.report import write_report
 from astrai_train.report.history import CONFIG, FINISHED, METRICS, SAMPLES
 from astrai_train.report.page import FIGURES, REPORT
+from astrai_train.shape import computes_here, read_shape, refuse_long_rows, refuse_too_large
 from astrai_train.tensorboard import go_on
 
 _ASIDE = "earlier"
+# parameters of a model that takes seconds to make
+_LARGE = 200_000_000
 _FILES = (FOLDER, CONFIG, METRICS, FINISHED, SAMPLES, REPORT, FIGURES)
 SHORT_NAMES = (DPOModule, SEQModule, SFTModule, GRPOModule, TokenDataModule, Samples, Throughput)
 """Classes that a configuration names without their module: importing them makes it possible."""
@@ -69,6 +78,8 @@ class Run(LightningCLI):
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self._command = arguments[0]
+        self._resumed: Path | None = None
+        self._has_begun = False
         set_parsing_settings(docstring_parse_attribute_docstrings=True)
         options = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -159,11 +170,17 @@ class Run(LightningCLI):
                 "checkpoint; checkpoint.every_n_steps and checkpoint.every_minutes say when else"
             )
         self.plain_config = self._plain_config()
-        if self.settings.fresh and self._is_run:
-            _put_aside(self.folder)
-        elif self._continues and self.last is not None:
+        if self._continues and self.last is not None:
             self._refuse_changes(self.last)
             self._refuse_finished(self.last)
+        named = self.settings.ckpt_path
+        if named:
+            refuse_no_checkpoint(Path(named))
+            if self.subcommand == "fit":
+                refuse_other_objective(Path(named), self.settings.model.class_path)
+        kind = locate(self.settings.model.class_path)
+        if inspect.isclass(kind) and issubclass(kind, LMModule):
+            self._check_shape(self.settings.model.init_args)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with everything that a run of ours has."""
@@ -171,7 +188,8 @@ class Run(LightningCLI):
         checkpoint = self._get(self.config_init, "checkpoint")
         limit = None if given.max_time is None else Timer(given.max_time).time_remaining()
         self.preemption = Preemption(checkpoint, limit)
-        callbacks = [*_listed(given.callbacks), Resume(), self.preemption, FreeMemory()]
+        begin = LambdaCallback(on_fit_start=lambda *_: self._begin())
+        callbacks = [begin, *_listed(given.callbacks), Resume(), self.preemption, FreeMemory()]
         if self.subcommand == "predict":
             callbacks.append(Predictions())
         if given.enable_progress_bar is not False and not given.barebones:
@@ -205,18 +223,9 @@ class Run(LightningCLI):
         **options: Any,
     ) -> None:
         """Train, from the last checkpoint where there is one."""
-        resumed = Path(ckpt_path) if ckpt_path else None
-        if resumed is not None and _has_weights(resumed) and not has_state(resumed):
-            raise ValueError(
-                f"--ckpt_path {resumed} is a model folder without the state of a run; to begin "
-                f"with its weights, use --model.init_args.init_from {resumed}"
-            )
-        if not self._is_dry:
-            resumed = resumed or self.last
-            if self.trainer.is_global_zero:
-                self._begin(resumed)
+        self._resumed = Path(ckpt_path) if ckpt_path else self.last if self._continues else None
         try:
-            self.trainer.fit(model, datamodule=datamodule, ckpt_path=resumed, **options)
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=self._resumed, **options)
         except BaseException as error:
             self._report(str(error) or type(error).__name__)
             raise
@@ -244,6 +253,9 @@ class Run(LightningCLI):
     @property
     def _continues(self) -> bool:
         return self._is_run and not self.settings.fresh
+
+    def _parse_ckpt_path(self) -> None:
+        """Take no hyperparameters from a checkpoint: Lightning would read them by pickle."""
 
     @property
     def _is_dry(self) -> bool:
@@ -284,13 +296,37 @@ class Run(LightningCLI):
         trainer = self.plain_config["trainer"]
         return {key: trainer[key.removeprefix("trainer.")] for key in HORIZON}
 
-    def _begin(self, resumed: Path | None) -> None:
+    def _check_shape(self, options: Namespace) -> None:
+        """Refuse what a look at the model's shape tells, and say what takes a while."""
+        config = read_shape(options)
+        if self.settings.ckpt_path:
+            refuse_other_architecture(Path(self.settings.ckpt_path), config)
+        window_size = self.settings.get("data.init_args.window_size")
+        if window_size is not None:
+            refuse_long_rows(config, window_size)
+        is_trained_here = self.subcommand == "fit" and computes_here(
+            self.settings.trainer.accelerator
+        )
+        numbers = refuse_too_large(config, options, is_trained_here=is_trained_here)
+        if numbers >= _LARGE:
+            how = "read" if options.init_from else "made"
+            _say(f"a model of {numbers:,} parameters is {how}, which takes a while")
+
+    def _begin(self) -> None:
+        """Take the folder: options, data and checkpoint are in order, the first step comes next."""
+        resumed = self._resumed
+        if self._is_dry or not self.trainer.is_global_zero:
+            return
+        self._has_begun = True
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.settings.fresh and self._is_run:
+            _put_aside(self.folder)
         header = "# The whole configuration of this run.\n"
         text = header + yaml.safe_dump(self.plain_config, sort_keys=False, allow_unicode=True)
         (self.folder / CONFIG).write_text(text, encoding="utf-8")
-        if resumed is None:
-            (self.folder / METRICS).unlink(missing_ok=True)
+        for logger in self.trainer.loggers:
+            if resumed is None and isinstance(logger, MetricsFile):
+                logger.begin_anew()
         total = sum(weight.numel() for weight in self.model.parameters())
         trained = sum(w.numel() for w in self.model.parameters() if w.requires_grad)
         told = f"{total:,} parameters" + (f", {trained:,} of them trained" * (trained < total))
@@ -312,7 +348,7 @@ class Run(LightningCLI):
 
     def _report(self, stopped: str | None = None) -> None:
         """Write the run's report; that it cannot be written is said and ends nothing."""
-        if self._is_dry or not self.trainer.is_global_zero:
+        if not self._has_begun:
             return
         try:
             page = write_report(self.folder, stopped)
@@ -343,10 +379,6 @@ def _refuse_forked_ranks(trainer: Trainer, strategy: Any) -> None:
             "waits for them: signals do not reach them, and the run could not be saved; set "
             "trainer.strategy to ddp"
         )
-
-
-def _has_weights(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or is_adapter_folder(folder)
 
 
 @rank_zero_only

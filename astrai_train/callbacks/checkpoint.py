@@ -37,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 STATE = "trainer"
+OBJECTIVE = "objective"
+"""Entry of the state: the name of the module's class."""
 BEST = "best"
 _MODEL = "model."
 _STATE = "state_dict"
@@ -268,6 +270,7 @@ class FolderCheckpoint(CheckpointCallback):
         """Add what Lightning does not save, and settle what it saves in the middle of things."""
         if self._boundary is None:
             raise RuntimeError("a checkpoint is possible only after an optimizer step")
+        checkpoint[OBJECTIVE] = type(pl_module).__name__
         checkpoint["boundary"] = self._boundary.kind
         checkpoint["random"] = over_ranks(self._boundary.random)
         datamodule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]

@@ -173,9 +173,68 @@ def test_a_missing_data_file_is_named(capsys, config):
 
 
 def test_a_checkpoint_that_is_none_is_named(capsys, config, tmp_path):
-    status, line = refusal(capsys, "fit", "--config", config, "--ckpt_path", tmp_path)
+    (tmp_path / "file").write_bytes(b"weights")
+    for name, words in {
+        "": "has no config.json: it is not a checkpoint folder; name a checkpoint folder",
+        "file": "is a file; name a checkpoint folder",
+        "nowhere": "does not exist; name a checkpoint folder",
+    }.items():
+        option = ("--ckpt_path", tmp_path / name)
+        status, line = refusal(capsys, "fit", "--config", config, *option)
+        assert status == 2
+        assert words in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_run_is_told_from_ones_own(capsys, config, tmp_path):
+    main(["fit", "--config", str(config)])
+    capsys.readouterr()
+    run = tmp_path / "run"
+    last = (run / "checkpoints" / "last").resolve()
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+    status, line = refusal(capsys, "fit", "--config", config, "--ckpt_path", run)
+    assert (status, line.endswith(f"its newest checkpoint is {last}")) == (2, True)
+    option = ("--model.init_args.model.dim_ffn", "48")
+    status, line = refusal(capsys, "fit", "--config", config, "--ckpt_path", last, *option)
+    assert status == 2
+    assert "another architecture than the configuration describes: dim_ffn 32, not 48" in line
+    option = ("--model.class_path", "SFTModule")
+    status, line = refusal(capsys, "fit", "--config", config, "--ckpt_path", last, *option)
+    assert status == 2
+    assert "is of a run of SEQModule, with which SFTModule cannot go on" in line
+    assert f"--model.init_args.init_from {last}" in line
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_an_earlier_run_stays_until_the_fresh_one_begins(capsys, config, tmp_path):
+    main(["fit", "--config", str(config)])
+    run = tmp_path / "run"
+    capsys.readouterr()
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    for option in (("--data.init_args.train", "no.h5"), ("--checkpoint.keep", "0")):
+        refusal(capsys, "fit", "--config", config, "--fresh", *option)
+        assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    main(["fit", "--config", str(config), "--fresh"])
+    assert "starts" in capsys.readouterr().out
+    aside = run / "earlier-1" / "checkpoints" / "step-00000002" / "model.safetensors"
+    assert aside.read_bytes() == before[run / aside.relative_to(run / "earlier-1")]
+
+
+def test_rows_longer_than_the_context_are_refused(capsys, config):
+    option = ("--data.init_args.window_size", "4096")
+    status, line = refusal(capsys, "fit", "--config", config, *option)
+    assert status == 2
+    assert "data.window_size 4096 exceeds the model's max_len 2048" in line
+
+
+def test_a_model_beyond_all_memory_is_refused_before_it_is_made(capsys, config, tmp_path):
+    size = {"dim": 16384, "n_layers": 96, "dim_ffn": 49152}
+    options = [f"--model.init_args.model.{name}={value}" for name, value in size.items()]
+    status, line = refusal(capsys, "fit", "--config", config, *options)
     assert status == 1
-    assert "has no config.json" in line
+    assert "weights, gradients and optimizer of its 335,017,099,264 parameters take" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_alone_are_no_run_to_go_on_with(capsys, config, prepared, tmp_path):
@@ -183,7 +242,7 @@ def test_weights_alone_are_no_run_to_go_on_with(capsys, config, prepared, tmp_pa
     AutoModel.save_pretrained(AutoModel.from_config(shape), tmp_path / "model")
     option = ("--ckpt_path", tmp_path / "model")
     status, line = refusal(capsys, "fit", "--config", config, *option)
-    assert status == 1
+    assert status == 2
     assert "use --model.init_args.init_from" in line
     options = ("--data.init_args.val", str(prepared / "text.h5"))
     main(["validate", "--config", str(config), "--ckpt_path", str(tmp_path / "model"), *options])
@@ -255,6 +314,12 @@ def model(prepared) -> Path:
     AutoModel.save_pretrained(AutoModel.from_config(shape), prepared / "model")
     AutoTokenizer.from_pretrained(prepared / "tokenizer").save_pretrained(prepared / "model")
     return prepared / "model"
+
+
+def test_a_context_beyond_the_models_own_is_refused(model):
+    status, line = answer("astrai-serve", "--model", model, "--port", "0", "--max_context", "4096")
+    assert status == 1
+    assert "max_context 4096 exceeds the model's max_len 2048: lower it" in line
 
 
 @pytest.fixture(scope="module")
@@ -379,7 +444,9 @@ def test_a_model_too_large_for_memory_says_so(config):
     )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert "the model does not fit into memory: make it smaller; astrai-train plan tells" in line
+    # the system refuses, or we do where the machine has less memory than the run would take
+    assert "the model does not fit into memory" in line
+    assert "astrai-train plan tells what fits" in line
 
 
 def test_a_file_where_a_folder_should_be_is_named(config, prepared, tmp_path):
