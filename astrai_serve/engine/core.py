@@ -101,14 +101,21 @@ class EngineCore:
         """Put the parts together for a model; without a tokenizer there is no text.
 
         Raises:
-            ValueError: `reproducible` is wanted and cannot be had; the message says why.
+            ValueError: `reproducible` is wanted and cannot be had, or `max_context` is beyond the
+                model's own; the message says why.
         """
+        max_context, max_len = config.max_context, model.config.max_len
+        if max_context is not None and max_context > max_len:
+            raise ValueError(
+                f"max_context {max_context} exceeds the model's max_len {max_len}: lower it, or "
+                "leave it out to have all that the model was made for"
+            )
         if config.reproducible:
             make_reproducible_(model)
         dtype = model.dtype
         if config.kv_dtype != "auto":
             dtype = getattr(torch, config.kv_dtype)
-        max_context = min(config.max_context or model.config.max_len, model.config.max_len)
+        max_context = max_context or max_len
         budget = _page_budget(model, dtype, max_context, config)
         num_pages = budget.num_pages
         device = model.device
