@@ -228,7 +228,7 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
             log_requests=options.access_log,
             defaults=defaults,
         )
-        engine.beside_steps(into_large_pages(model.state_dict().values()))
+        engine.beside_steps(into_large_pages([*model.parameters(), *model.buffers()]))
         if choice.speed is None:
             engine.when_idle(_measure(engine, model, config, choice))
         else:

@@ -29,7 +29,7 @@ class EngineConfig:
     """Most tasks computed in one step."""
     max_queued_tasks: int = 256
     """Most tasks waiting; more are turned away with a clear error."""
-    max_step_tokens: int = 512
+    max_step_tokens: int = 384
     """Most tokens computed in one step, over all tasks. Longer steps prefill faster and make
     running answers wait longer."""
     max_chunk_tokens: int | None = None

@@ -43,28 +43,31 @@ def test_freed_matrices_leave_no_holes():
     assert 100e6 < growth("returned") < 115e6
 
 
-def test_what_moves_into_large_pages_keeps_its_numbers():
+def test_what_moves_into_large_pages_keeps_its_numbers_and_type():
     torch.manual_seed(0)
-    tensors = [
-        torch.randint(0, 255, (size,), dtype=torch.uint8) for size in (100, 5 << 20, 9 << 20)
-    ]
+    sizes = (100, 0, 5 << 20, 3, 9 << 20, 7 << 20, 1000)
+    tensors = [torch.randint(0, 255, (size,), dtype=torch.uint8) for size in sizes]
+    tensors += [torch.randn(7, 13), torch.nn.Parameter(torch.randn(3, 5).bfloat16())]
+    turned = torch.randn(4, 6).t()
     wanted = [tensor.clone() for tensor in tensors]
     before = large_pages()
-    pieces = sum(1 for _ in into_large_pages(tensors))
-    assert all(map(torch.equal, tensors, wanted))
-    assert pieces == (2 if sys.platform == "linux" else 0)
     if before is None:
         pytest.skip("a system without large pages")
+    pieces = sum(1 for _ in into_large_pages([*tensors, turned]))
+    assert pieces == 2
+    for tensor, one in zip(tensors, wanted, strict=True):
+        assert torch.equal(tensor, one)
+        assert tensor.dtype == one.dtype
+        assert tensor.data_ptr() % 64 == 0
     after = large_pages()
     assert after is not None
-    assert after >= before + (8 << 20)
+    assert after >= before + (16 << 20)
 
 
 def large_pages():
     """Bytes of this process that lie in large pages; None if the system gives none when asked."""
     offered = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    release = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
-    if not offered.exists() or "[never]" in offered.read_text() or release < (6, 1):
+    if not offered.exists() or "[never]" in offered.read_text():
         return None
     text = Path("/proc/self/smaps_rollup").read_text()
     return sum(1024 * int(size) for size in re.findall(r"AnonHugePages: *(\d+)", text))
