@@ -17,7 +17,7 @@ NGRAMS = (4, 2)
 # Tokens of a task that are indexed at most, the latest ones; twice as many for a while.
 WINDOW = 4096
 # Right guesses a step that a task is believed to have before any was made; twice as many are made.
-FIRST_SCORE = 2.0
+FIRST_SCORE = 1.0
 # Where fewer are right, guessing stops for a while.
 LOWEST_SCORE = 0.5
 # Tokens said without a guess after guesses have failed; twice as many each time.

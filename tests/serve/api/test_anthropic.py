@@ -103,7 +103,7 @@ def test_events_come_in_their_order_and_blocks_do_not_overlap(server):
 
 def test_usage_adds_up_and_tells_the_cached_part(server, claude):
     server.say("hello world")
-    long: Any = [{"role": "user", "content": "北京" * 40}]
+    long: Any = [{"role": "user", "content": "天气" * 40}]
     prompt = server.tokenizer.apply_chat_template(long)
     first, again = ask(claude, messages=long).usage, ask(claude, messages=long).usage
     answer = len(server.tokenizer.encode("hello world")) + 1
