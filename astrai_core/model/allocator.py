@@ -108,4 +108,4 @@ def large_blocks_returned() -> Iterator[None]:
     finally:
         library.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
         library.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST)
-        library.malloc_trim(0)
+        return_free_memory()
