@@ -4,7 +4,6 @@ What costs nothing to check is checked first, and torch is imported after that, 
 is answered at once. `ASTRAI_DEBUG=1` shows where an error came from.
 """
 
-import difflib
 import logging
 import os
 import re
@@ -20,6 +19,7 @@ from typing import NoReturn, TextIO
 import yaml
 
 from astrai_core.command_line import CommandLineError, needs_extra, told
+from astrai_core.nearest_name import did_you_mean
 
 PROGRAM = "astrai-train"
 DEBUG_VARIABLE = "ASTRAI_DEBUG"
@@ -94,8 +94,7 @@ def check(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """
     command, *rest = arguments
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(command, COMMANDS)
         names = ", ".join(COMMANDS)
         raise CommandLineError(f"{command} is not a command{hint} The commands are {names}")
     options: list[str] = []
@@ -127,8 +126,7 @@ def _check_option(name: str, command: str) -> None:
         *_SECTIONS,
         *_MORE_OPTIONS,
     ):
-        near = difflib.get_close_matches(section, (*_SECTIONS, *_MORE_OPTIONS), n=1)
-        hint = f"; did you mean --{near[0]}?" if near else ""
+        hint = did_you_mean(section, (*_SECTIONS, *_MORE_OPTIONS), prefix="--")
         raise CommandLineError(
             f"unknown option {name}{hint} ({PROGRAM} {command} --help lists all; keys have a "
             "section, as --trainer.max_steps)"
@@ -148,8 +146,7 @@ def _check_config(file: str) -> None:
         raise CommandLineError(f"--config {file} is not a mapping of sections to their keys")
     for key in content:
         if key not in _SECTIONS and key not in _MORE_OPTIONS:
-            near = difflib.get_close_matches(str(key), _SECTIONS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(str(key), _SECTIONS)
             raise CommandLineError(
                 f"--config {file}: unknown section {key}{hint} The sections are "
                 f"{', '.join(_SECTIONS)}"
@@ -161,9 +158,9 @@ def _check_config(file: str) -> None:
 def _check_class(file: str, section: str, content: object) -> None:
     """A misspelt class_path or init_args hides all that stands under it."""
     for key in content if isinstance(content, dict) else ():
-        near = difflib.get_close_matches(str(key), _OF_CLASS, n=1, cutoff=0.8)
-        if near and key not in _OF_CLASS:
-            raise CommandLineError(f"--config {file}: {section} has {key}; did you mean {near[0]}?")
+        hint = did_you_mean(str(key), _OF_CLASS, cutoff=0.8)
+        if hint and key not in _OF_CLASS:
+            raise CommandLineError(f"--config {file}: {section} has {key}{hint}")
 
 
 def _look(command: str, options: list[str]) -> None:
