@@ -37,14 +37,15 @@ using torch::stable::Tensor;
 
 namespace {
 
-constexpr int kLanes = 16;
+// A vector is one register: wider ones, which compilers can split, GCC sends through memory.
 #ifdef __AVX512F__
-constexpr int kTileRows = 8, kTileVectors = 2;  // 16 of 32 registers hold sums
+constexpr int kLanes = 16, kTileRows = 8;  // 16 of 32 registers hold sums
 #else
-constexpr int kTileRows = 6, kTileVectors = 1;  // a vector is two registers: 12 of 16
+constexpr int kLanes = 8, kTileRows = 6;  // 12 of 16
 #endif
+constexpr int kTileVectors = 2;
 constexpr int64_t kPanel = kLanes * kTileVectors;  // columns that one tile covers
-constexpr int64_t kQueries = 32;                   // of a block: few, so that little is hidden
+constexpr int64_t kQueries = kTileRows * 4;        // of a block: few, so that little is hidden
 constexpr int64_t kKeys = 256;                     // of a block
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
@@ -73,6 +74,16 @@ inline void tile(const float* a, int64_t row_step, int64_t depth_step, const flo
       *reinterpret_cast<Vector*>(c + r * ldc + v * kLanes) = sum[r][v];
 }
 
+// The last rows of a product, fewer than kTileRows, in one tile of their own height.
+template <int ROWS>
+inline void rest(int64_t rows, const float* a, int64_t row_step, int64_t depth_step, const float* b,
+                 int64_t ldb, float* c, int64_t ldc, int64_t depth) {
+  if (rows == ROWS)
+    tile<ROWS>(a, row_step, depth_step, b, ldb, c, ldc, depth);
+  else if constexpr (ROWS > 1)
+    rest<ROWS - 1>(rows, a, row_step, depth_step, b, ldb, c, ldc, depth);
+}
+
 // c (rows, columns) += a (rows, depth) b (depth, columns); columns are whole panels.
 void add_product(const float* a, int64_t row_step, int64_t depth_step, const float* b, int64_t ldb,
                  float* c, int64_t ldc, int64_t rows, int64_t columns, int64_t depth) {
@@ -81,8 +92,8 @@ void add_product(const float* a, int64_t row_step, int64_t depth_step, const flo
     for (; i + kTileRows <= rows; i += kTileRows)
       tile<kTileRows>(a + i * row_step, row_step, depth_step, b + j, ldb, c + i * ldc + j, ldc,
                       depth);
-    for (; i < rows; ++i)
-      tile<1>(a + i * row_step, row_step, depth_step, b + j, ldb, c + i * ldc + j, ldc, depth);
+    rest<kTileRows - 1>(rows - i, a + i * row_step, row_step, depth_step, b + j, ldb,
+                        c + i * ldc + j, ldc, depth);
   }
 }
 
