@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 from astrai_core.command_line import CommandLineError, needs_extra, parse, told
 from astrai_core.interop import peft
+from astrai_core.machine import cores
 from astrai_serve.engine.config import EngineConfig
-from astrai_serve.engine.machine import cores
 from astrai_serve.generation_defaults import GenerationDefaults
 from astrai_serve.listener import bind
 from astrai_serve.log_format import JsonFormatter, TextFormatter
@@ -190,6 +190,7 @@ def serve(options: ServeOptions, config: EngineConfig) -> None:
             options.adapter,
             options.weights,
         )
+        config.context_within(source.config.max_len)  # refused before seconds of reading
         print(f"  {source.describe()}", flush=True)
         with Loading(source) as loading:
             # beside the weights, for which this thread would only wait

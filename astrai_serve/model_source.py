@@ -14,6 +14,7 @@ from jsonargparse import get_loader
 from safetensors import SafetensorError, safe_open
 from yaml import YAMLError
 
+from astrai_core.machine import available_memory
 from astrai_core.model import AutoModel, ModelConfig, Transformer
 from astrai_core.model.adapter import (
     attach_adapter,
@@ -28,7 +29,6 @@ from astrai_core.model.inference import read_fused
 from astrai_core.model.lora import merge_lora
 from astrai_core.model.quantization import Scheme, described_scheme, quantize_
 from astrai_core.model.weights import weight_files
-from astrai_serve.engine.machine import available_memory
 
 Wish = Literal["auto", "float32", "bfloat16"]
 Weights = Literal["auto", "fp32", "bf16", "w8a8", "int8", "int4"]

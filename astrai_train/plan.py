@@ -13,6 +13,7 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
+from astrai_core.machine import available_memory
 from astrai_core.model import ModelConfig
 from astrai_core.model.lora import LoRAConfig
 from astrai_train.footprint import (
@@ -27,7 +28,7 @@ from astrai_train.option_errors import explain
 from astrai_train.probe import seconds_per_step
 from astrai_train.run import Run
 from astrai_train.schedules import count_steps
-from astrai_train.shape import available_memory, read_shape, refuse_long_rows
+from astrai_train.shape import read_shape, refuse_long_rows
 from astrai_train.wording import memory_size
 
 _PROGRAM = "astrai-train plan"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
+from astrai_core.machine import available_memory
 from astrai_core.model import ModelConfig
 from astrai_core.model.auto import parse_config, read_config_json
 from astrai_core.model.lora import LoRAConfig
@@ -17,7 +18,6 @@ from astrai_train.footprint import adapter_parameters, optimizer_numbers, parame
 from astrai_train.optim import OptimizerConfig
 from astrai_train.wording import memory_size
 
-_MEMORY = Path("/proc/meminfo")
 _FLOAT = 4
 
 
@@ -91,11 +91,3 @@ def refuse_too_large(config: ModelConfig, options: Namespace, *, is_trained_here
 def computes_here(accelerator: object) -> bool:
     """Whether `trainer.accelerator` means this machine's processor."""
     return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
-
-
-def available_memory() -> int | None:
-    """Bytes that a new process can have, where the system tells."""
-    if not _MEMORY.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in _MEMORY.read_text("ascii").splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024

@@ -48,6 +48,19 @@ class EngineConfig:
     stall_seconds: float = 60.0
     """A step that takes longer is reported as a hang by the health check."""
 
+    def context_within(self, max_len: int) -> int:
+        """Tokens of the longest prompt and answer, for a model that was made for `max_len`.
+
+        Raises:
+            ValueError: more are asked for.
+        """
+        if self.max_context is not None and self.max_context > max_len:
+            raise ValueError(
+                f"max_context {self.max_context} exceeds the model's max_len {max_len}: lower it, "
+                "or leave it out to have all that the model was made for"
+            )
+        return self.max_context or max_len
+
     def __post_init__(self) -> None:
         positive = ("page_size", "max_running_tasks", "max_queued_tasks", "max_step_tokens")
         optional = ("num_pages", "max_context", "max_chunk_tokens", "num_threads")

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from astrai_core.generation import FinishReason, SamplingParams
+from astrai_core.machine import available_memory
 from astrai_core.model import Transformer
 from astrai_core.tokenizer import AutoTokenizer
 from astrai_serve.engine.config import EngineConfig
@@ -21,7 +22,6 @@ from astrai_serve.engine.detokenizer import Detokenizer
 from astrai_serve.engine.executor import Executor
 from astrai_serve.engine.kv_cache import KVCache
 from astrai_serve.engine.kv_storage import KVStorage
-from astrai_serve.engine.machine import available_memory
 from astrai_serve.engine.page_budget import PageBudget, choose_pages
 from astrai_serve.engine.reproducible import make_reproducible_
 from astrai_serve.engine.scheduler import Chunk, InferenceScheduler
@@ -104,18 +104,12 @@ class EngineCore:
             ValueError: `reproducible` is wanted and cannot be had, or `max_context` is beyond the
                 model's own; the message says why.
         """
-        max_context, max_len = config.max_context, model.config.max_len
-        if max_context is not None and max_context > max_len:
-            raise ValueError(
-                f"max_context {max_context} exceeds the model's max_len {max_len}: lower it, or "
-                "leave it out to have all that the model was made for"
-            )
+        max_context = config.context_within(model.config.max_len)
         if config.reproducible:
             make_reproducible_(model)
         dtype = model.dtype
         if config.kv_dtype != "auto":
             dtype = getattr(torch, config.kv_dtype)
-        max_context = max_context or max_len
         budget = _page_budget(model, dtype, max_context, config)
         num_pages = budget.num_pages
         device = model.device

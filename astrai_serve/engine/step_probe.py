@@ -86,7 +86,7 @@ class StepProbe:
         self._model = model
         self._config = config
         self._executor: Executor | None = None
-        room = min(config.max_context or model.config.max_len, model.config.max_len)
+        room = config.context_within(model.config.max_len)
         self._context = min(_TOKENS, room - 1)
         self._chunk = min(_TOKENS, room, config.max_step_tokens)
         self._num_tasks = min(_NUM_TASKS, config.max_running_tasks)

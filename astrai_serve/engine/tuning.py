@@ -19,12 +19,12 @@ from importlib.metadata import version
 
 import torch
 
+from astrai_core.machine import Cores, cores, processor
 from astrai_core.model import Transformer
 from astrai_core.model.packed import why_not_packed
 from astrai_core.model.quantization import scheme_of
 from astrai_serve.engine import tuning_cache
 from astrai_serve.engine.config import EngineConfig
-from astrai_serve.engine.machine import Cores, cores, processor
 from astrai_serve.engine.native_attention import why_not_native
 from astrai_serve.engine.step_probe import Clocks, Samples, Speeds, StepProbe, measuring
 
