@@ -51,7 +51,8 @@ class Throughput(Callback):
             return
         self._last_step = step
         tokens = trainer.strategy.reduce(self._tokens, reduce_op="sum")
-        pl_module.log("train/tokens_per_s", tokens / (time.perf_counter() - self._since))
+        speed = tokens / (time.perf_counter() - self._since)
+        pl_module.log("train/tokens_per_s", speed, prog_bar=True)
         self._begin()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from astrai_train.pace import Pace
 from astrai_train.report.history import CONFIG, FINISHED, METRICS, SAMPLES, History
 from astrai_train.report.page import TEMPLATES, facts_of, render
 from astrai_train.wording import duration
@@ -46,8 +47,8 @@ class WatchedRun:
         self._report = ""
         self._step = 0
         self._total: int | None = None
-        self._began: tuple[float, int] | None = None
-        self._stepped = 0.0
+        self._pace = Pace()
+        self._written = 0.0
 
     def state(self, known: str | None = None) -> dict[str, Any]:
         """What the page shows.
@@ -81,23 +82,16 @@ class WatchedRun:
         self._version, self._report = version, report
         steps = (history.config.get("trainer") or {}).get("max_steps")
         self._total = steps if isinstance(steps, int) and steps > 0 else None
-        if self._began is None or history.last_step < self._step:
-            self._began = (self._clock(), history.last_step)
-        if history.last_step != self._step:
-            self._stepped = self._clock()
         self._step = history.last_step
+        if self._step:
+            # the newest line was written when its step was done
+            self._written = (self.folder / METRICS).stat().st_mtime
+            self._pace.record(self._step, self._written)
         return None
 
     @property
     def _is_finished(self) -> bool:
         return (self.folder / FINISHED).is_file()
-
-    @property
-    def _pace(self) -> float | None:
-        """Seconds a step, as seen since the watching began; None before two moments are known."""
-        if self._began is None or self._step <= self._began[1]:
-            return None
-        return (self._stepped - self._began[0]) / (self._step - self._began[1])
 
     def _share(self) -> float | None:
         if self._is_finished:
@@ -110,13 +104,13 @@ class WatchedRun:
         if not self._step:
             return "no step is logged yet"
         parts = [f"step {self._step:,}" + (f" of {self._total:,}" if self._total else "")]
-        metrics = self.folder / METRICS
-        silent = self._clock() - metrics.stat().st_mtime if metrics.is_file() else 0.0
-        pace = self._pace
-        if silent > _SILENT_SECONDS:
-            parts.append(f"nothing new for {duration(silent)}: it may have been stopped")
-        elif pace and self._total and self._total > self._step:
-            parts.append(f"about {duration(pace * (self._total - self._step) - silent)} left")
+        now = self._clock()
+        left = self._pace.seconds_left(self._total, now) if self._total else None
+        if now - self._written > max(_SILENT_SECONDS, 3 * self._pace.last_gap):
+            silent = duration(now - self._written)
+            parts.append(f"nothing new for {silent}: it may have been stopped")
+        elif left is not None and self._step < (self._total or 0):
+            parts.append(f"about {duration(left)} left")
         return ", ".join(parts)
 
 

@@ -43,12 +43,12 @@ def test_it_tells_how_far_and_how_long(folder):
     assert "Nothing was logged yet" in first["report"]
 
     write(folder, [10, 20], clock)
-    clock.now += 1
+    clock.now += 1  # the step was done a second ago
     state = run.state(first["version"])
     assert (state["share"], "train/loss" in state["report"]) == (0.2, True)
     assert "report" not in run.state(state["version"])
 
-    # 30 steps in 40 seconds, and 5 seconds since
+    # 10 steps in 40 seconds, and 5 seconds since: when the watching began does not count
     clock.now += 39
     write(folder, [10, 20, 30], clock)
     run.state()
@@ -57,7 +57,7 @@ def test_it_tells_how_far_and_how_long(folder):
     found = re.fullmatch(r"step 30 of 100, about (?:(\d+) min )?(\d+) s left", text)
     assert found is not None
     minutes, seconds = found.groups()
-    assert int(minutes or 0) * 60 + int(seconds) == pytest.approx(70 * 40 / 30 - 5, abs=1)
+    assert int(minutes or 0) * 60 + int(seconds) == pytest.approx(70 * 40 / 10 - 5, abs=1)
 
     clock.now += 600
     assert "nothing new for 10 min" in run.state()["text"]
@@ -82,8 +82,21 @@ def test_a_run_begun_anew_starts_its_clock_anew(folder):
     run = WatchedRun(folder, clock)
     write(folder, [50], clock)
     run.state()
+    clock.now += 60
     write(folder, [10], clock)
     assert run.state()["text"] == "step 10 of 100"
+
+
+def test_a_run_of_long_steps_is_not_taken_for_a_stopped_one(folder):
+    clock = Clock()
+    run = WatchedRun(folder, clock)
+    for step in (1, 2):
+        write(folder, [step], clock)
+        run.state()
+        clock.now += 300
+    assert run.state()["text"] == "step 2 of 100, about 8 h 05 min left"
+    clock.now += 601
+    assert "nothing new for 15 min" in run.state()["text"]
 
 
 @pytest.fixture
