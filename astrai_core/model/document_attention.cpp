@@ -8,10 +8,6 @@
 // N tokens, flattened; H query heads, G of which share one of KV key heads; D width of a head, E the
 // same rounded up to whole vectors; M tokens of a document, R the same rounded up.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -29,13 +25,11 @@
 #endif
 
 #include "exponential.h"
-
-using astrai::exponential;
-using torch::headeronly::BFloat16;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+#include "tensors.h"
 
 namespace {
+
+using namespace astrai;
 
 // A vector is one register: wider ones, which compilers can split, GCC sends through memory.
 #ifdef __AVX512F__
@@ -360,13 +354,6 @@ Shape shape_of(const Tensor& q, const Tensor& k, const Tensor& v, double scale,
   STD_TORCH_CHECK(k.size(1) == v.size(1) && q.size(1) % k.size(1) == 0, "heads do not fit");
   return {q.size(0), q.size(1), k.size(1), D, rounded_up(D), window.value_or(0),
           static_cast<float>(scale)};
-}
-
-template <class F>
-void for_type(const Tensor& x, F&& f) {
-  if (x.scalar_type() == ScalarType::Float) return f(static_cast<float*>(nullptr));
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16, "must be float32 or bfloat16");
-  f(static_cast<BFloat16*>(nullptr));
 }
 
 // Padding (its id is negative) is left as it is in what is written.

@@ -2,10 +2,6 @@
 //
 // N rows of V logits.
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -13,13 +9,11 @@
 #include <limits>
 
 #include "exponential.h"
-
-using astrai::exponential;
-using torch::headeronly::BFloat16;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+#include "tensors.h"
 
 namespace {
+
+using namespace astrai;
 
 constexpr int kLanes = 32;
 
@@ -45,15 +39,8 @@ float log_total(const T* x, int64_t V, float factor) {
   return most + std::log(sum);
 }
 
-template <class F>
-void for_type(const Tensor& x, F&& f) {
-  STD_TORCH_CHECK(x.dim() == 2 && x.is_contiguous(), "logits must be (N, V) and contiguous");
-  if (x.scalar_type() == ScalarType::Float) return f(static_cast<float*>(nullptr));
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::BFloat16, "logits must be float32 or bfloat16");
-  f(static_cast<BFloat16*>(nullptr));
-}
-
 const int64_t* checked(const Tensor& labels, const Tensor& logits) {
+  STD_TORCH_CHECK(logits.dim() == 2, "logits must be (N, V)");
   STD_TORCH_CHECK(labels.is_contiguous() && labels.scalar_type() == ScalarType::Long &&
                       labels.numel() == logits.size(0),
                   "labels must be (N,) int64");
@@ -70,8 +57,8 @@ float* floats(const Tensor& x, int64_t N) {
 }
 
 void score(Tensor logits, Tensor labels, double temperature, Tensor logprobs, Tensor totals) {
-  const int64_t N = logits.size(0), V = logits.size(1);
   const int64_t* label = checked(labels, logits);
+  const int64_t N = logits.size(0), V = logits.size(1);
   const float factor = static_cast<float>(1 / temperature);
   float *to = floats(logprobs, N), *of_all = floats(totals, N);
   for_type(logits, [&]<class T>(T*) {
@@ -87,8 +74,8 @@ void score(Tensor logits, Tensor labels, double temperature, Tensor logprobs, Te
 
 // d (gradient * logprob) / d logit = gradient / temperature * ((one at the label) - probability)
 void slope(Tensor logits, Tensor labels, double temperature, Tensor totals, Tensor gradient) {
-  const int64_t N = logits.size(0), V = logits.size(1);
   const int64_t* label = checked(labels, logits);
+  const int64_t N = logits.size(0), V = logits.size(1);
   const float factor = static_cast<float>(1 / temperature);
   const float *of_all = floats(totals, N), *weight = floats(gradient, N);
   for_type(logits, [&]<class T>(T*) {
