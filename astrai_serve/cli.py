@@ -36,6 +36,7 @@ PROGRAM = "astrai-serve"
 KEYS_VARIABLE = "ASTRAI_API_KEYS"
 _NUM_BYTE_TOKENS = 259  # bytes and the chat template's three marks
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+_CHECKPOINTS = "checkpoints"  # where a run keeps them
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -57,7 +58,8 @@ class ServeOptions:
     port: int = 8000
     """Port to listen on; 0 takes a free one."""
     model_name: str = ""
-    """What clients call the model; empty is the folder's name."""
+    """What clients call the model; empty is the folder's name, or a checkpoint's run's: a new
+    checkpoint is no new name."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the weights; auto is the folder's own where this CPU computes in it."""
     weights: Literal["auto", "fp32", "bf16", "w8a8", "int8", "int4"] = "auto"
@@ -119,7 +121,8 @@ class ServeOptions:
     def name(self) -> str:
         """What clients call the model."""
         path = (self.adapter or self.model).resolve()
-        return self.model_name or (path.stem if path.is_file() else path.name)
+        run = path.parent.parent.name if path.parent.name == _CHECKPOINTS else ""
+        return self.model_name or run or (path.stem if path.is_file() else path.name)
 
     @property
     def speaks_bytes(self) -> bool:

@@ -12,7 +12,7 @@ import torch
 
 from astrai_core.model import AutoModel, ModelConfig
 from astrai_core.tokenizer import AutoTokenizer
-from astrai_serve.cli import main
+from astrai_serve.cli import ServeOptions, main
 
 FIELDS: Any = {
     "vocab_size": 300,
@@ -176,6 +176,17 @@ def test_help_tells_every_option_in_words(capsys):
     shown = capsys.readouterr().out
     for words in ("--random_weights", "--kv_cache_gb", "Tokens in a page", "Ctrl-C ends"):
         assert words in shown
+
+
+def test_a_checkpoint_has_the_name_of_its_run_and_any_other_folder_its_own(tmp_path):
+    step = tmp_path / "sft" / "checkpoints" / "step-00000060"
+    step.mkdir(parents=True)
+    (step.parent / "last").symlink_to(step.name)
+    assert ServeOptions(model=step.parent / "last").name == "sft"
+    assert ServeOptions(model=step).name == "sft"
+    assert ServeOptions(model=tmp_path / "sft").name == "sft"
+    assert ServeOptions(model=tmp_path / "base", adapter=step).name == "sft"
+    assert ServeOptions(model=step, model_name="mine").name == "mine"
 
 
 def test_random_weights_need_no_weight_file(folder):
