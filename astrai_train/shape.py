@@ -14,6 +14,7 @@ from astrai_core.machine import available_memory
 from astrai_core.model import ModelConfig
 from astrai_core.model.auto import parse_config, read_config_json
 from astrai_core.model.lora import LoRAConfig
+from astrai_train.callbacks.checkpoint import FOLDER as CHECKPOINTS
 from astrai_train.footprint import adapter_parameters, optimizer_numbers, parameters_by_part
 from astrai_train.optim import OptimizerConfig
 from astrai_train.wording import memory_size
@@ -35,6 +36,11 @@ def read_shape(options: Namespace) -> ModelConfig:
         if options.model is not None:
             raise ValueError("model and init_from contradict each other; set one of them to null")
         folder = Path(options.init_from)
+        if folder.parent.name == CHECKPOINTS and not folder.exists():
+            raise ValueError(
+                f"model.init_args.init_from {folder} does not exist: {folder.parent.parent} has no "
+                "checkpoint yet; train that run first, or name another model folder"
+            )
         return parse_config(read_config_json(folder), folder)[0]
     if options.model is None:
         raise ValueError("there is no model: set model for a new one, or init_from to a folder")

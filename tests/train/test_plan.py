@@ -111,6 +111,13 @@ def test_rows_longer_than_the_context_are_refused():
         read_plan([SEQ, "--data.init_args.window_size=4096"])
 
 
+def test_a_run_that_was_not_trained_yet_is_named(tmp_path):
+    last = tmp_path / "seq" / "checkpoints" / "last"
+    options = ["--model.init_args.model=null", f"--model.init_args.init_from={last}"]
+    with pytest.raises(ValueError, match="seq has no checkpoint yet; train that run first"):
+        read_plan([SEQ, *options])
+
+
 def test_what_cannot_fit_exits_with_1(capsys, monkeypatch):
     monkeypatch.setattr(plan, "available_memory", lambda: 10**6)
     with pytest.raises(SystemExit) as end:
