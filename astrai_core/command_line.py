@@ -217,7 +217,8 @@ def _wording(kind: object) -> str:
         return " or ".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) is list:
         return f"one or more of: {_wording(typing.get_args(kind)[0])}"
-    if isinstance(kind, types.UnionType):
+    # of a Literal and None, `|` makes what typing.Union does
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
         members = [one for one in typing.get_args(kind) if one is not type(None)]
         return " or ".join([*map(_wording, members), "null"])
     return _WORDS.get(kind, str(kind)) if isinstance(kind, type) else str(kind)

@@ -117,6 +117,11 @@ def test_a_damaged_folder_is_one_line(capsys, folder):
         (["quantize", "--out", "small", "nowhere"], 1, "nowhere does not exist"),
         (["info", "x", "--jsn"], 2, "unknown option --jsn; did you mean --json?"),
         (["info", "a", "b"], 2, "b is not an option"),
+        (
+            ["export", "x", "--format", "gguf", "--type", "Q8_0", "--out", "y"],
+            2,
+            "--type must be f32 or f16 or bf16 or q8_0 or null, not Q8_0",
+        ),
         (["info", "/nowhere"], 1, "/nowhere does not exist; pass a model folder on this disk"),
     ],
 )
