@@ -29,8 +29,9 @@ from astrai_serve.api.conversation import (
     ToolChoice,
     format_of,
 )
-from astrai_serve.api.errors import ContextLengthError, InvalidRequestError, from_validation
+from astrai_serve.api.errors import InvalidRequestError, from_validation
 from astrai_serve.api.openai_parameters import Body
+from astrai_serve.api.text_length import check_length
 from astrai_serve.generation_defaults import GenerationDefaults
 
 # Claude Code's first line is another one each time, and would make every prompt a new one
@@ -143,7 +144,7 @@ class CountTokensRequest(Body):
         Raises:
             InvalidRequestError: this model, or any, cannot do it.
         """
-        check_length(self.texts(), tokenizer, max_context)
+        check_length(self.texts(), tokenizer, max_context, "messages")
         self.check(format_of(tokenizer))
         continued = self.continued
         messages = [*self._system(), *to_template(self.messages)]
@@ -207,7 +208,7 @@ class CountTokensRequest(Body):
             name = "tool_choice.name"
             raise InvalidRequestError(f"{name} goes with type 'tool', and only so", param=name)
 
-    def texts(self) -> str:
+    def texts(self) -> list[str]:
         """All that was written, to see how long it is."""
         parts: list[str] = [self.system] if isinstance(self.system, str) else []
         contents = [turn.content for turn in self.messages]
@@ -216,7 +217,7 @@ class CountTokensRequest(Body):
                 parts.append(content)
             else:
                 parts += [p.text for p in content or () if isinstance(p, TextPart | ToolResultPart)]
-        return "".join(parts)
+        return parts
 
     def _system(self) -> list[dict[str, object]]:
         """The system prompt, without what is another one each time."""
@@ -297,21 +298,6 @@ def parse(kind: type[CountTokensRequest], data: Mapping[str, object]) -> Any:
         return kind.model_validate(data)
     except ValidationError as error:
         raise from_validation(error, data) from None
-
-
-def check_length(text: str, tokenizer: AutoTokenizer, max_context: int) -> None:
-    """Refuse what cannot fit however well it is tokenized, before work is spent on it.
-
-    Raises:
-        ContextLengthError: says how long it is.
-    """
-    num_bytes = len(text.encode())
-    if num_bytes > tokenizer.longest_token * max_context:
-        raise ContextLengthError(
-            f"messages have {num_bytes} bytes, which cannot fit into this model's context of "
-            f"{max_context} tokens",
-            param="messages",
-        )
 
 
 def _in_our_words(error: InvalidRequestError) -> InvalidRequestError:

@@ -12,9 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from astrai_core.generation import SamplingParams, Structure
 from astrai_core.tokenizer import AutoTokenizer
-from astrai_serve.api.backend import Engine
 from astrai_serve.api.conversation import format_of
-from astrai_serve.api.errors import ContextLengthError, InvalidRequestError, NotFoundError
+from astrai_serve.api.errors import InvalidRequestError, NotFoundError
 from astrai_serve.generation_defaults import GenerationDefaults
 
 MAX_CHOICES = 128
@@ -326,16 +325,3 @@ def _of_fields(wanted: StructuredOutputs, param: str) -> Structure:
 
 def _or(value: Number | None, default: Number) -> Number:
     return default if value is None else value
-
-
-def check_length(
-    texts: Sequence[str], engine: Engine, tokenizer: AutoTokenizer, param: str
-) -> None:
-    """Refuse what cannot fit however well it is tokenized, before work is spent on it."""
-    num_bytes = max((len(text.encode()) for text in texts), default=0)
-    if num_bytes > tokenizer.longest_token * engine.max_context:
-        raise ContextLengthError(
-            f"{param} has a text of {num_bytes} bytes, which cannot fit into this model's context "
-            f"of {engine.max_context} tokens",
-            param=param,
-        )

@@ -26,11 +26,11 @@ from astrai_serve.api.openai_parameters import (
     ResponseFormat,
     SamplingBody,
     TokenId,
-    check_length,
     check_model,
     check_supported,
     structure_of_format,
 )
+from astrai_serve.api.text_length import check_length
 from astrai_serve.generation_defaults import GenerationDefaults
 
 __all__ = [
@@ -71,7 +71,8 @@ class ChatCompletionRequest(SamplingBody):
             InvalidRequestError: something in it cannot be had.
         """
         self._check()
-        check_length([message.text for message in self.messages], engine, tokenizer, "messages")
+        texts = (message.text for message in self.messages)
+        check_length(texts, tokenizer, engine.max_context, "messages")
         asked = structure_of_format(self.response_format) if self.response_format else None
         param, structure = self.form({"response_format": asked})
         conversation = Conversation(
@@ -219,8 +220,9 @@ class CompletionRequest(SamplingBody):
 
     def _prompts(self, engine: Engine, tokenizer: AutoTokenizer) -> tuple[tuple[int, ...], ...]:
         prompts = _as_list(self.prompt)
-        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-        check_length(texts, engine, tokenizer, "prompt")
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                check_length([prompt], tokenizer, engine.max_context, "prompt")
         return tuple(
             _encode(prompt, tokenizer) if isinstance(prompt, str) else tuple(prompt)
             for prompt in prompts

@@ -17,11 +17,11 @@ from astrai_serve.api.openai_messages import MAX_TOOLS, ToolName
 from astrai_serve.api.openai_parameters import (
     Body,
     SamplingBody,
-    check_length,
     check_one,
     check_supported,
 )
 from astrai_serve.api.openai_requests import Effort
+from astrai_serve.api.text_length import check_length
 from astrai_serve.generation_defaults import GenerationDefaults
 
 # what is known and not done, and the values that ask for nothing; null and [] never do
@@ -216,8 +216,8 @@ class ResponseRequest(SamplingBody):
             InvalidRequestError: something in it cannot be had.
         """
         messages = self.messages()
-        texts = [str(message.get("content") or "") for message in messages]
-        check_length(texts, engine, tokenizer, "input")
+        texts = (str(message.get("content") or "") for message in messages)
+        check_length(texts, tokenizer, engine.max_context, "input")
         param, structure = self.form({"text.format": self._format()})
         effort = self.reasoning.effort if self.reasoning is not None else None
         variables = {} if effort is None else {"reasoning_effort": effort}

@@ -1,5 +1,7 @@
 """What is refused, and whether the refusal names the parameter."""
 
+from typing import Any
+
 import openai
 import pytest
 
@@ -137,6 +139,17 @@ def test_a_prompt_that_cannot_fit_is_never_cut(server, client):
         client.chat.completions.create(model="tiny", messages=HI, max_tokens=context)
     assert caught.value.code == "context_length_exceeded"
     assert "lower max_tokens to" in str(caught.value)
+
+
+def test_what_is_too_long_only_together_is_refused_before_it_is_tokenized(server, client):
+    most = server.tokenizer.longest_token * server.engine.max_context
+    turns: list[Any] = [{"role": "user", "content": "x" * (most // 3)}] * 4
+    with pytest.raises(openai.BadRequestError, match="messages: .* cannot fit") as caught:
+        client.chat.completions.create(model="tiny", messages=turns)
+    assert caught.value.code == "context_length_exceeded"
+    prompts = ["x" * (most // 3)] * 4  # of several prompts each one counts for itself
+    with pytest.raises(openai.BadRequestError, match="tokens"):
+        client.completions.create(model="tiny", prompt=prompts)
 
 
 def test_unknown_parameters_and_labels_are_ignored(server):
