@@ -144,7 +144,7 @@ def test_a_prompt_that_cannot_fit_is_never_cut(server, client):
 def test_what_is_too_long_only_together_is_refused_before_it_is_tokenized(server, client):
     most = server.tokenizer.longest_token * server.engine.max_context
     turns: list[Any] = [{"role": "user", "content": "x" * (most // 3)}] * 4
-    with pytest.raises(openai.BadRequestError, match="messages: .* cannot fit") as caught:
+    with pytest.raises(openai.BadRequestError, match=r"messages: .* cannot fit") as caught:
         client.chat.completions.create(model="tiny", messages=turns)
     assert caught.value.code == "context_length_exceeded"
     prompts = ["x" * (most // 3)] * 4  # of several prompts each one counts for itself
