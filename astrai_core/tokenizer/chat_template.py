@@ -37,65 +37,6 @@ _MAX_ITEMS = 200_000
 _MAX_BITS = 4096
 _MAX_WIDTH = 100_000
 
-DEFAULT_TEMPLATE = """\
-{%- macro check(message) -%}
-{%- if message.role not in ["system", "user", "assistant", "tool"] -%}
-{{ raise_exception("unknown role " ~ message.role ~ ": use system, user, assistant or tool") }}
-{%- endif -%}
-{%- if message.content is not string and not message.tool_calls -%}
-{{ raise_exception("the content of a message must be a string") }}
-{%- endif -%}
-{%- endmacro -%}
-{%- if tools -%}
-{{- "<|im_start|>system\\n" -}}
-{%- if messages[0].role == "system" -%}
-{{- check(messages[0]) ~ messages[0].content ~ "\\n\\n" -}}
-{%- endif -%}
-{{- "# Tools\\n\\nFunctions that can be called:\\n<tools>\\n" -}}
-{%- for tool in tools -%}
-{{- (tool.function or tool) | tojson ~ "\\n" -}}
-{%- endfor -%}
-{{- "</tools>\\n\\nA call is written as:\\n<tool_call>\\n" -}}
-{{- '{"name": NAME, "arguments": OBJECT}\\n</tool_call><|im_end|>\\n' -}}
-{%- endif -%}
-{%- for message in messages -%}
-{%- if not (tools and loop.first and message.role == "system") -%}
-{{- check(message) ~ "<|im_start|>" ~ message.role ~ "\\n" -}}
-{%- if message.role == "assistant" -%}
-{%- generation -%}
-{%- if message.reasoning_content -%}
-{{- "<think>\\n" ~ message.reasoning_content ~ "\\n</think>\\n\\n" -}}
-{%- elif enable_thinking is defined and not enable_thinking -%}
-{{- "<think>\\n\\n</think>\\n\\n" -}}
-{%- endif -%}
-{{- message.content or "" -}}
-{%- for call in message.tool_calls or [] -%}
-{%- set arguments = call.function.arguments -%}
-{{- "\\n" if message.content or not loop.first -}}
-{{- '<tool_call>\\n{"name": ' ~ call.function.name | tojson ~ ', "arguments": ' -}}
-{{- (arguments if arguments is string else arguments | tojson) ~ "}\\n</tool_call>" -}}
-{%- endfor -%}
-{{- "<|im_end|>" -}}
-{%- endgeneration -%}
-{%- else -%}
-{{- message.content ~ "<|im_end|>" -}}
-{%- endif -%}
-{{- "\\n" -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- "<|im_start|>assistant\\n" -}}
-{%- if enable_thinking is defined -%}
-{{- "<think>\\n" if enable_thinking else "<think>\\n\\n</think>\\n\\n" -}}
-{%- endif -%}
-{%- endif -%}
-"""
-"""Turns of `<|im_start|>role ... <|im_end|>`, calls of tools as Hermes models write them.
-
-Thoughts are written where a message has them, in every turn, so that no later message changes what
-an earlier one looks like. `enable_thinking` opens the thoughts of the answer, or closes them.
-"""
-
 _ARGUMENTS_TO_JSON = re.compile(r"""arguments['"]?\]?\s*\|\s*tojson""")
 
 
@@ -310,21 +251,18 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
+# Names that no template can write. As filters they are called by the compiled template itself, not
+# through the sandbox's checks of what a template calls: rendering takes half as long.
+_STEP, _BUILT = "=step", "=built"
+
+
 class _Limits(Extension):
     """Calls that the environment weaves into every template; no template name can shadow them."""
-
-    def step(self) -> str:
-        _BUDGET.get().step()
-        return ""
-
-    def built(self, value: Any) -> Any:
-        _BUDGET.get().build(value)
-        return value
 
     def weave(self, template: nodes.Template) -> nodes.Template:
         """Count each loop step and macro call, and measure each value that is put together."""
         for body in [node.body for node in template.find_all((nodes.For, nodes.Macro))]:
-            body.insert(0, nodes.ExprStmt(self.call_method("step", lineno=1), lineno=1))
+            body.insert(0, nodes.ExprStmt(_woven(_STEP, nodes.Const(None)), lineno=1))
         self._wrap_values(template)
         return template
 
@@ -337,9 +275,29 @@ class _Limits(Extension):
                 self._wrap_values(child)
                 is_stored = isinstance(node, nodes.Assign) and name == "node"
                 if isinstance(child, nodes.Expr) and (is_stored or _is_putting_together(child)):
-                    children[index] = self.call_method("built", [child], lineno=child.lineno)
+                    children[index] = _woven(_BUILT, child)
             if not isinstance(value, list):
                 setattr(node, name, children[0])
+
+
+def _woven(name: str, value: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
+
+
+# with a context, so that neither is worked out once for all when a template is compiled
+
+
+@jinja2.pass_context
+def _step(context: Context, value: object) -> None:
+    del context, value
+    _BUDGET.get().step()
+
+
+@jinja2.pass_context
+def _built(context: Context, value: object) -> object:
+    del context
+    _BUDGET.get().build(value)
+    return value
 
 
 def _is_putting_together(node: nodes.Expr) -> bool:
@@ -380,8 +338,7 @@ class _TemplateEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str):
             _check_growth(obj.__name__, owner, [*args, *kwargs.values()])
         result = super().call(context, obj, *args, **kwargs)
-        if owner is not self.extensions[_Limits.identifier]:
-            _BUDGET.get().build(result)
+        _BUDGET.get().build(result)
         return result
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -491,6 +448,7 @@ def _environment() -> _TemplateEnvironment:
     )
     environment.filters.update({n: _bounded(n, f) for n, f in environment.filters.items()})
     environment.filters["tojson"] = _bounded("tojson", _tojson)
+    environment.filters |= {_STEP: _step, _BUILT: _built}
     del environment.globals["lipsum"]
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now

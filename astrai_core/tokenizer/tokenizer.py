@@ -17,7 +17,8 @@ from typing import Any, Literal
 from tokenizers import Encoding, Tokenizer
 
 from astrai_core.tokenizer.byte_pairs import train_byte_pairs
-from astrai_core.tokenizer.chat_template import DEFAULT_TEMPLATE, ChatTemplate, Message
+from astrai_core.tokenizer.chat_template import ChatTemplate, Message
+from astrai_core.tokenizer.default_template import DEFAULT_TEMPLATE
 from astrai_core.tokenizer.folder_files import (
     ROLES,
     add_missing_tokens,
