@@ -74,8 +74,11 @@ class WatchedRun:
         version = "-".join(f"{state.st_mtime_ns:x}.{state.st_size:x}" for state in states)
         if version == self._version:
             return None
+        written = self._last_written()
         try:
             history = History.of(self.folder)
+            # a file that has grown while it was read tells the moment of no step
+            is_settled = self._last_written() == written
             report = render(history, facts_of(history), "run.html.jinja")
         except ValueError as error:
             return str(error)
@@ -83,11 +86,15 @@ class WatchedRun:
         steps = (history.config.get("trainer") or {}).get("max_steps")
         self._total = steps if isinstance(steps, int) and steps > 0 else None
         self._step = history.last_step
-        if self._step:
+        self._written = written
+        if self._step and is_settled:
             # the newest line was written when its step was done
-            self._written = (self.folder / METRICS).stat().st_mtime
-            self._pace.record(self._step, self._written)
+            self._pace.record(self._step, written)
         return None
+
+    def _last_written(self) -> float:
+        metrics = self.folder / METRICS
+        return metrics.stat().st_mtime if metrics.is_file() else 0.0
 
     @property
     def _is_finished(self) -> bool:

@@ -10,6 +10,7 @@ from threading import Thread
 
 import pytest
 
+from astrai_train.report.history import History
 from astrai_train.report.watch import WatchedRun, WatchServer
 
 HEADER = "epoch,step,train/loss\n"
@@ -85,6 +86,27 @@ def test_a_run_begun_anew_starts_its_clock_anew(folder):
     clock.now += 60
     write(folder, [10], clock)
     assert run.state()["text"] == "step 10 of 100"
+
+
+def test_a_line_that_comes_while_the_file_is_read_is_no_step_s_moment(folder, monkeypatch):
+    clock = Clock()
+    run = WatchedRun(folder, clock)
+    write(folder, [10], clock)
+    read = History.of
+
+    def slowly(path):
+        history = read(path)
+        clock.now += 40
+        write(folder, [10, 20], clock)
+        return history
+
+    monkeypatch.setattr(History, "of", slowly)
+    run.state()
+    monkeypatch.setattr(History, "of", read)
+    run.state()
+    clock.now += 40
+    write(folder, [10, 20, 30], clock)
+    assert run.state()["text"] == "step 30 of 100, about 4 min 40 s left"
 
 
 def test_a_run_of_long_steps_is_not_taken_for_a_stopped_one(folder):
