@@ -110,14 +110,22 @@ def _charts(history: History) -> Iterable[tuple[str, list[str], str]]:
             yield TITLES.get(metric, metric), list(lines), svg
 
 
-def _by_prompt(history: History) -> dict[str, list[tuple[int, str]]]:
-    """What became of each prompt over the steps; an answer that stays is told once."""
-    told: dict[str, list[tuple[int, str]]] = {}
+def _by_prompt(history: History) -> dict[str, list[tuple[str, str]]]:
+    """What became of each prompt, and at which steps; an answer that stays is told once."""
+    told: dict[str, list[tuple[int, int, str]]] = {}
     for sample in history.samples:
         answers = told.setdefault(sample.prompt, [])
-        if not answers or answers[-1][1] != sample.text:
-            answers.append((sample.step, sample.text))
-    return told
+        first = sample.step
+        if answers and answers[-1][2] == sample.text:
+            first = answers.pop()[0]
+        answers.append((first, sample.step, sample.text))
+    return {
+        prompt: [
+            (f"step {first:,}" if first == last else f"steps {first:,} to {last:,}", text)
+            for first, last, text in answers
+        ]
+        for prompt, answers in told.items()
+    }
 
 
 def _replace(file: Path, text: str) -> None:
