@@ -251,33 +251,32 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
-# Names that no template can write. As filters they are called by the compiled template itself, not
-# through the sandbox's checks of what a template calls: rendering takes half as long.
+# Names that no template can write, so that none can shadow them. As filters they are called by the
+# compiled template itself, not through the sandbox's checks of what a template calls: a chat is
+# rendered and encoded in two thirds of the time.
 _STEP, _BUILT = "=step", "=built"
 
 
-class _Limits(Extension):
-    """Calls that the environment weaves into every template; no template name can shadow them."""
+def _weave_limits(template: nodes.Template) -> nodes.Template:
+    """Count each loop step and macro call, and measure each value that is put together."""
+    for body in [node.body for node in template.find_all((nodes.For, nodes.Macro))]:
+        body.insert(0, nodes.ExprStmt(_woven(_STEP, nodes.Const(None)), lineno=1))
+    _wrap_values(template)
+    return template
 
-    def weave(self, template: nodes.Template) -> nodes.Template:
-        """Count each loop step and macro call, and measure each value that is put together."""
-        for body in [node.body for node in template.find_all((nodes.For, nodes.Macro))]:
-            body.insert(0, nodes.ExprStmt(_woven(_STEP, nodes.Const(None)), lineno=1))
-        self._wrap_values(template)
-        return template
 
-    def _wrap_values(self, node: nodes.Node) -> None:
-        for name, value in list(node.iter_fields()):
-            children = value if isinstance(value, list) else [value]
-            for index, child in enumerate(children):
-                if not isinstance(child, nodes.Node):
-                    continue
-                self._wrap_values(child)
-                is_stored = isinstance(node, nodes.Assign) and name == "node"
-                if isinstance(child, nodes.Expr) and (is_stored or _is_putting_together(child)):
-                    children[index] = _woven(_BUILT, child)
-            if not isinstance(value, list):
-                setattr(node, name, children[0])
+def _wrap_values(node: nodes.Node) -> None:
+    for name, value in list(node.iter_fields()):
+        children = value if isinstance(value, list) else [value]
+        for index, child in enumerate(children):
+            if not isinstance(child, nodes.Node):
+                continue
+            _wrap_values(child)
+            is_stored = isinstance(node, nodes.Assign) and name == "node"
+            if isinstance(child, nodes.Expr) and (is_stored or _is_putting_together(child)):
+                children[index] = _woven(_BUILT, child)
+        if not isinstance(value, list):
+            setattr(node, name, children[0])
 
 
 def _woven(name: str, value: nodes.Expr) -> nodes.Filter:
@@ -312,9 +311,7 @@ class _TemplateEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        limits = self.extensions[_Limits.identifier]
-        assert isinstance(limits, _Limits)
-        return limits.weave(super()._parse(source, name, filename))
+        return _weave_limits(super()._parse(source, name, filename))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if isinstance(left, int) and isinstance(right, int):
@@ -444,7 +441,7 @@ def _environment() -> _TemplateEnvironment:
         lstrip_blocks=True,
         autoescape=False,
         finalize=_printed,
-        extensions=[_Generation, LoopControlExtension, _Limits],
+        extensions=[_Generation, LoopControlExtension],
     )
     environment.filters.update({n: _bounded(n, f) for n, f in environment.filters.items()})
     environment.filters["tojson"] = _bounded("tojson", _tojson)
