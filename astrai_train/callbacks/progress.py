@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from astrai_train.pace import Pace
-from astrai_train.wording import duration
+from astrai_train.wording import duration, place
 
 VALIDATION = "val/"
 _VERSION = "v_num"
@@ -178,7 +178,7 @@ class Bar(RunProgress):
             return
         step, total = self.trainer.global_step, total_steps(self.trainer)
         elapsed = str(timedelta(seconds=int(time.monotonic() - self._began)))
-        told = [f"step {step:,}{_of(total)}", elapsed, self._left(total)]
+        told = [place(step, total), elapsed, self._left(total)]
         self._drawn.figures = " · ".join(self._figures(with_validation=True))
         self._drawn.update(self._run, completed=step, told=" · ".join(filter(None, told)))
 
@@ -279,7 +279,7 @@ class Lines(RunProgress):
             return
         self._printed_step = step
         total = total_steps(trainer)
-        parts = [f"step {step}{_of(total)}", *self._figures(with_validation=is_validation)]
+        parts = [place(step, total), *self._figures(with_validation=is_validation)]
         sys.stdout.write("  ".join(filter(None, [*parts, self._left(total)])) + "\n")
         sys.stdout.flush()
 
@@ -293,7 +293,3 @@ def total_steps(trainer: Trainer) -> int | None:
     if trainer.max_epochs is not None and trainer.max_epochs >= 0 and batches != float("inf"):
         limits.append(trainer.max_epochs * -(-int(batches) // trainer.accumulate_grad_batches))
     return min(limits) if limits else None
-
-
-def _of(total: int | None) -> str:
-    return "" if total is None else f" of {total:,}"

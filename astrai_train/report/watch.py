@@ -18,7 +18,7 @@ from typing import Any
 from astrai_train.pace import Pace
 from astrai_train.report.history import CONFIG, FINISHED, METRICS, SAMPLES, History
 from astrai_train.report.page import TEMPLATES, facts_of, render
-from astrai_train.wording import duration
+from astrai_train.wording import duration, place
 
 _SILENT_SECONDS = 120.0
 _NAMES = ("127.0.0.1", "localhost")
@@ -110,7 +110,7 @@ class WatchedRun:
             return f"finished after {self._step:,} steps"
         if not self._step:
             return "no step is logged yet"
-        parts = [f"step {self._step:,}" + (f" of {self._total:,}" if self._total else "")]
+        parts = [place(self._step, self._total)]
         now = self._clock()
         left = self._pace.seconds_left(self._total, now) if self._total else None
         if now - self._written > max(_SILENT_SECONDS, 3 * self._pace.last_gap):
